@@ -1,0 +1,85 @@
+"""Plug-ins found by module name: a new file in a family's folder is a new plug-in.
+
+Every plug-in module exposes a frozen dataclass `Config` that holds all its defaults, and the fixed
+names of its family (listed in docs/architecture.md).
+"""
+
+import dataclasses
+import importlib
+import pkgutil
+from collections.abc import Mapping
+from types import ModuleType
+from typing import Any
+
+from tiny_align_jax.types import ConfigError
+
+FAMILIES = ("datasets", "encoders", "projectors", "objectives", "llms", "metrics")
+
+
+def names(family: str) -> tuple[str, ...]:
+    """Sorted plug-in names of `family`: its modules without a leading underscore.
+
+    Raises:
+        ConfigError: `family` is not one of FAMILIES.
+    """
+    if family not in FAMILIES:
+        raise ConfigError(f"unknown plug-in family {family!r}; families: {', '.join(FAMILIES)}")
+    package = importlib.import_module(f"tiny_align_jax.{family}")
+    modules = pkgutil.iter_modules(package.__path__)
+    return tuple(sorted(m.name for m in modules if not m.name.startswith("_")))
+
+
+def resolve(family: str, name: str) -> ModuleType:
+    """The module of plug-in `name`; a miss lists what exists.
+
+    Raises:
+        ConfigError: no such plug-in.
+    """
+    known = names(family)
+    if name not in known:
+        raise ConfigError(
+            f"unknown {family} plug-in {name!r}; there are: {', '.join(known)}. "
+            f"To add one, create tiny_align_jax/{family}/{name}.py (see docs/architecture.md)."
+        )
+    return importlib.import_module(f"tiny_align_jax.{family}.{name}")
+
+
+def make_config(module: ModuleType, values: Mapping[str, Any]) -> Any:
+    """`module.Config(**values)`; lists become tuples so that configs stay hashable.
+
+    Raises:
+        ConfigError: a key that `module.Config` does not have; the message lists the keys it has.
+    """
+    known = {f.name for f in dataclasses.fields(module.Config)}
+    unknown = sorted(set(values) - known)
+    if unknown:
+        raise ConfigError(
+            f"{module.__name__}: unknown config key(s) {', '.join(unknown)}; "
+            f"known keys: {', '.join(sorted(known)) or 'none'}"
+        )
+    return module.Config(**{k: _hashable(v) for k, v in values.items()})
+
+
+def from_section(family: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
+    """Module and Config of a config section `{'name': n, n: {overrides}}`.
+
+    Sub-sections of other plug-ins may stand beside it (a sweep over names keeps them) and are not read.
+
+    Raises:
+        ConfigError: unknown plug-in, unknown key, or a sub-section that is no plug-in of the family.
+    """
+    name = section["name"]
+    module = resolve(family, name)
+    strangers = sorted(set(section) - {"name"} - set(names(family)))
+    if strangers:
+        raise ConfigError(
+            f"section {family!r} has key(s) {', '.join(strangers)} that are no plug-in; put the "
+            f"plug-in's own keys under {name!r}. Plug-ins: {', '.join(names(family))}"
+        )
+    return module, make_config(module, section.get(name) or {})
+
+
+def _hashable(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return tuple(_hashable(v) for v in value)
+    return value
