@@ -8,7 +8,7 @@ Masks are boolean and True where a position is valid.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.struct
@@ -140,3 +140,20 @@ class Reading:
     keep_BA: Array
     soft_BAD: Array
     score_B: Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One line of a family's weight-mapping table (`PARAM_MAP`), run by `weights.convert`.
+
+    Attributes:
+        source: regular expression that fully matches a checkpoint's tensor name. A group named
+            `layer` picks the slot on the leading axis of a stacked (scanned) target.
+        target: '/'-joined path in our parameter tree; None means known and deliberately not used.
+        transform: 'copy', 'linear' ([out, in] -> [in, out]), 'conv1d' ([out, in, width] ->
+            [width, in, out]), or a function of one numpy array.
+    """
+
+    source: str
+    target: str | None
+    transform: str | Callable[[np.ndarray], np.ndarray] = "copy"
