@@ -1,0 +1,189 @@
+"""Connectionist temporal classification over the rows of a frozen embedding table.
+
+The output layer is the table itself: nothing of it is trained and nothing of it is copied. The loss
+needs the log-probability of the targets and of the blank at each audio token, so the logits of the
+whole table are only ever summed (`log_normalizer`), never gathered from.
+
+The recursion runs once over time for both directions: the backward variables are the forward
+variables of the reversed problem, so they ride along as further batch rows. The gradient is the
+analytic one (emission posteriors), which halves the sequential steps of differentiating through the
+scan.
+
+Source: Graves et al., "Connectionist Temporal Classification", ICML 2006, sections 4.1 and 4.2.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tiny_align_jax.types import Array
+
+# Stands for log(0). Finite, so that differences of two impossible scores stay finite.
+LOG_ZERO = -1e30
+# Time steps per loop iteration: a GPU loop iteration costs as much as its launch, so several are fused.
+UNROLL = 8
+
+
+@jax.custom_vjp
+def ctc_log_likelihood(
+    blank_BA: Array, label_BAL: Array, repeat_BL: Array, num_tokens_B: Array, num_targets_B: Array
+) -> Array:
+    """Log-likelihood of the targets, summed over all alignments.
+
+    Args:
+        blank_BA: log-probability of the blank at each audio token.
+        label_BAL: log-probability of target l at each audio token.
+        repeat_BL: True where target l equals target l - 1 (a blank must stand between them).
+        num_tokens_B: valid audio tokens a row, at least 1.
+        num_targets_B: valid targets a row, may be 0.
+
+    Returns:
+        float32[B]; about LOG_ZERO where no alignment exists (see `is_feasible`).
+    """
+    return _forward(blank_BA, label_BAL, repeat_BL, num_tokens_B, num_targets_B)[0]
+
+
+def is_feasible(num_tokens: int, targets: np.ndarray) -> bool:
+    """Whether `num_tokens` audio tokens can emit `targets` (repeats need a blank between them)."""
+    targets = np.asarray(targets)
+    return num_tokens >= len(targets) + int(np.sum(targets[1:] == targets[:-1])) and num_tokens > 0
+
+
+def log_normalizer(logits_fn, x_ND: Array, table_VD: Array, chunk: int = 8192) -> Array:
+    """log(sum(exp(logits))) over all rows of a table, one chunk of rows at a time.
+
+    Recomputes each chunk in the backward pass, so no [N, V] array outlives its chunk.
+
+    Args:
+        logits_fn: (x_ND, rows_CD) -> logits_NC.
+        x_ND: queries.
+        table_VD: the table.
+        chunk: rows a chunk.
+    """
+    num_rows = table_VD.shape[0]
+    if num_rows <= chunk:
+        return jax.nn.logsumexp(logits_fn(x_ND, table_VD).astype(jnp.float32), axis=-1)
+    num_chunks = -(-num_rows // chunk)
+    padded = jnp.pad(table_VD, ((0, num_chunks * chunk - num_rows), (0, 0)))
+    chunks = padded.reshape(num_chunks, chunk, -1)
+    valid = (jnp.arange(num_chunks * chunk) < num_rows).reshape(num_chunks, chunk)
+
+    @jax.checkpoint
+    def body(carry, rows):
+        rows_CD, valid_C = rows
+        logits = logits_fn(x_ND, rows_CD).astype(jnp.float32)
+        part = jax.nn.logsumexp(jnp.where(valid_C, logits, LOG_ZERO), axis=-1)
+        return jnp.logaddexp(carry, part), None
+
+    start = jnp.full((x_ND.shape[0],), LOG_ZERO, jnp.float32)
+    return jax.lax.scan(body, start, (chunks, valid))[0]
+
+
+def greedy_path(best_BA: Array, blank: int, num_tokens_B: Array) -> Array:
+    """Mask of the audio tokens that carry a new label: not blank, not a repeat, not padding.
+
+    Args:
+        best_BA: most probable symbol at each audio token.
+        blank: symbol that stands for the blank.
+        num_tokens_B: valid audio tokens a row.
+    """
+    previous = jnp.pad(best_BA[:, :-1], ((0, 0), (1, 0)), constant_values=blank)
+    valid = jnp.arange(best_BA.shape[1])[None] < num_tokens_B[:, None]
+    return (best_BA != blank) & (best_BA != previous) & valid
+
+
+def _emissions(blank_BA: Array, label_BAL: Array) -> Array:
+    """Interleaves blanks and labels: [B, A, S] with S = 2 L + 1, blanks at even positions."""
+    batch, tokens, labels = label_BAL.shape
+    blanks = jnp.broadcast_to(blank_BA[..., None], (batch, tokens, labels))
+    pairs = jnp.stack([blanks, label_BAL], axis=-1).reshape(batch, tokens, 2 * labels)
+    return jnp.concatenate([pairs, blank_BA[..., None]], axis=-1).astype(jnp.float32)
+
+
+def _skips(repeat_BL: Array) -> Array:
+    """bool[B, S]: True where a state may be entered from two states before (a new label)."""
+    may_BL = ~repeat_BL.astype(bool)
+    may_BL = may_BL.at[:, 0].set(False)
+    pairs = jnp.stack([jnp.zeros_like(may_BL), may_BL], axis=-1).reshape(may_BL.shape[0], -1)
+    return jnp.pad(pairs, ((0, 0), (0, 1)))
+
+
+def _alphas(emit_BAS: Array, skip_BS: Array, num_tokens_B: Array) -> Array:
+    """Forward variables [A, B, S]; frozen after a row's last token."""
+    skip_cost = jnp.where(skip_BS, 0.0, LOG_ZERO)
+
+    def step(alpha, inputs):
+        emit_BS, index = inputs
+        one = jnp.pad(alpha[:, :-1], ((0, 0), (1, 0)), constant_values=LOG_ZERO)
+        two = jnp.pad(alpha[:, :-2], ((0, 0), (2, 0)), constant_values=LOG_ZERO) + skip_cost
+        top = jnp.maximum(jnp.maximum(alpha, one), two)
+        total = top + jnp.log(jnp.exp(alpha - top) + jnp.exp(one - top) + jnp.exp(two - top))
+        new = jnp.maximum(total + emit_BS, LOG_ZERO)
+        new = jnp.where((index < num_tokens_B)[:, None], new, alpha)
+        return new, new
+
+    batch, num_tokens, states = emit_BAS.shape
+    first = jnp.where(jnp.arange(states)[None] < 2, emit_BAS[:, 0], LOG_ZERO)
+    rest = (jnp.swapaxes(emit_BAS[:, 1:], 0, 1), jnp.arange(1, num_tokens))
+    _, alphas = jax.lax.scan(step, first, rest, unroll=min(UNROLL, max(num_tokens - 1, 1)))
+    return jnp.concatenate([first[None], alphas])
+
+
+def _flip(array: Array, length_B: Array, axis: int) -> Array:
+    """Reverses the first `length_B` entries of `axis` of each row; the rest are clipped copies."""
+    index = jnp.clip(length_B[:, None] - 1 - jnp.arange(array.shape[axis])[None], 0)
+    shape = [1] * array.ndim
+    shape[0], shape[axis] = array.shape[0], array.shape[axis]
+    return jnp.take_along_axis(array, index.reshape(shape), axis=axis)
+
+
+def _forward(blank_BA, label_BAL, repeat_BL, num_tokens_B, num_targets_B):
+    emit = _emissions(blank_BA, label_BAL)
+    states_B = 2 * num_targets_B + 1
+    state_valid = jnp.arange(emit.shape[2])[None, None] < states_B[:, None, None]
+    emit = jnp.where(state_valid, emit, LOG_ZERO)
+    skip = _skips(repeat_BL)
+    # Reversed problem: state s becomes 2 l - s, so a skip into s backwards is a skip out of s forwards.
+    skip_out = jnp.pad(skip[:, 2:], ((0, 0), (0, 2)))
+    emit_reversed = _flip(_flip(emit, num_tokens_B, 1), states_B, 2)
+    emit_reversed = jnp.where(state_valid, emit_reversed, LOG_ZERO)
+    both = _alphas(
+        jnp.concatenate([emit, emit_reversed]),
+        jnp.concatenate([skip, _flip(skip_out, states_B, 1)]),
+        jnp.concatenate([num_tokens_B, num_tokens_B]),
+    )
+    batch = emit.shape[0]
+    alpha_BAS = jnp.swapaxes(both[:, :batch], 0, 1)
+    beta_BAS = _flip(_flip(jnp.swapaxes(both[:, batch:], 0, 1), num_tokens_B, 1), states_B, 2)
+    last = alpha_BAS[:, -1]  # frozen rows keep their last valid value
+    final = jnp.take_along_axis(last, (states_B - 1)[:, None], axis=1)[:, 0]
+    before = jnp.take_along_axis(last, jnp.maximum(states_B - 2, 0)[:, None], axis=1)[:, 0]
+    before = jnp.where(num_targets_B > 0, before, LOG_ZERO)
+    return jnp.logaddexp(final, before), (emit, alpha_BAS, beta_BAS, state_valid)
+
+
+def _ctc_fwd(blank_BA, label_BAL, repeat_BL, num_tokens_B, num_targets_B):
+    log_z, (emit, alpha, beta, state_valid) = _forward(
+        blank_BA, label_BAL, repeat_BL, num_tokens_B, num_targets_B
+    )
+    token_valid = jnp.arange(emit.shape[1])[None, :, None] < num_tokens_B[:, None, None]
+    posterior = jnp.exp(jnp.minimum(alpha + beta - emit - log_z[:, None, None], 0.0))
+    # Without any alignment log_z is LOG_ZERO and the ratio means nothing: no gradient.
+    reachable = (log_z > 0.5 * LOG_ZERO)[:, None, None]
+    posterior = jnp.where(token_valid & state_valid & reachable, posterior, 0.0)
+    return log_z, (posterior, jnp.zeros((0,), blank_BA.dtype), jnp.zeros((0,), label_BAL.dtype))
+
+
+def _ctc_bwd(residuals, grad_B):
+    posterior, blank_like, label_like = residuals
+    grad = posterior * grad_B[:, None, None]
+    blank = grad[..., 0::2].sum(-1).astype(blank_like.dtype)
+    label = grad[..., 1::2].astype(label_like.dtype)
+    none = functools.partial(np.zeros, dtype=jax.dtypes.float0)
+    batch, _, labels = label.shape
+    return blank, label, none((batch, labels)), none((batch,)), none((batch,))
+
+
+ctc_log_likelihood.defvjp(_ctc_fwd, _ctc_bwd)
