@@ -1,0 +1,147 @@
+"""EmbedLink with a learned alignment: CTC against the frozen embedding table.
+
+The projector runs at frame rate; each audio token is compared (cosine times a learned scale) with
+the rows of the LLM's own input embeddings, plus one learned blank. The LLM is absent.
+
+Source: our extension of Tiny-Align's EmbedLink (arXiv 2411.13766), with the LLM's embedding matrix as
+the output layer of CTC as in Soundwave (arXiv 2502.12900).
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+
+from tiny_align_jax import ctc
+from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree, Reading
+
+NEEDS = ("embeddings",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Switches of the objective.
+
+    Attributes:
+        initial_scale: starting value of the learned factor on cosines.
+        table_chunk: table rows whose logits exist at one time.
+        logits_dtype: dtype of the product with the table, 'float32' or 'bfloat16' (sums are float32).
+        centre: subtract the table's mean row from rows and audio before the cosine: embedding rows
+            share a large common direction that carries no identity.
+    """
+
+    initial_scale: float = 20.0
+    table_chunk: int = 8192
+    logits_dtype: str = "float32"
+    centre: bool = False
+
+    def __post_init__(self):
+        if self.logits_dtype not in ("float32", "bfloat16"):
+            raise ConfigError(
+                f"logits_dtype={self.logits_dtype!r}; expected 'float32' or 'bfloat16'"
+            )
+
+
+def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
+    """The learned blank direction [D], its bias and the logarithm of the cosine scale."""
+    dim = frozen.table_VD.shape[1]
+    return {
+        "blank": jax.random.normal(key, (dim,)) / jnp.sqrt(dim),
+        "blank_bias": jnp.zeros(()),
+        "log_scale": jnp.log(jnp.float32(config.initial_scale)),
+    }
+
+
+def loss(
+    config: Config,
+    params: PyTree,
+    audio_BAD: Array,
+    audio_mask_BA: Array,
+    batch: Batch,
+    frozen: Frozen,
+    *,
+    llm=None,
+) -> tuple[Array, dict[str, Array]]:
+    """Negative log-likelihood of the transcript per target token, float32[B]."""
+    audio, table = _unit(config, audio_BAD, frozen.table_VD)
+    scale = jnp.exp(params["log_scale"])
+    blank_BA = _blank_logit(params, audio, scale)
+    targets_BLD = jnp.take(table, batch.target_ids_BL, axis=0)
+    label_BAL = scale * jnp.einsum("bad,bld->bal", audio, targets_BLD)
+    lse_BA = jnp.logaddexp(_table_lse(config, audio, table, scale), blank_BA)
+    log_likelihood_B = ctc.ctc_log_likelihood(
+        blank_BA - lse_BA,
+        label_BAL - lse_BA[..., None],
+        jnp.pad(
+            batch.target_ids_BL[:, 1:] == batch.target_ids_BL[:, :-1], ((0, 0), (1, 0))
+        ),
+        audio_mask_BA.sum(-1).astype(jnp.int32),
+        batch.num_targets_B,
+    )
+    loss_B = -log_likelihood_B / jnp.maximum(batch.num_targets_B, 1)
+    return loss_B, {"scale": scale}
+
+
+def read(
+    config: Config,
+    params: PyTree,
+    audio_BAD: Array,
+    audio_mask_BA: Array,
+    frozen: Frozen,
+) -> Reading:
+    """Greedy reading: the best row at each audio token, blanks and repeats dropped."""
+    logits_BAV = log_probs(config, params, audio_BAD, frozen)
+    blank = frozen.table_VD.shape[0]
+    best_BA = jnp.argmax(logits_BAV, axis=-1)
+    keep_BA = ctc.greedy_path(best_BA, blank, audio_mask_BA.sum(-1))
+    labels_BAV = jax.nn.softmax(logits_BAV[..., :blank], axis=-1)
+    top_BA = jnp.max(logits_BAV, axis=-1)
+    return Reading(
+        rows_BA=jnp.where(keep_BA, best_BA, 0).astype(jnp.int32),
+        keep_BA=keep_BA,
+        soft_BAD=labels_BAV @ frozen.table_VD,
+        score_B=jnp.where(audio_mask_BA, top_BA, 0.0).sum(-1),
+    )
+
+
+def log_probs(config: Config, params: PyTree, audio_BAD: Array, frozen: Frozen) -> Array:
+    """Log-probabilities [B, A, V + 1] over the table's rows and, last, the blank."""
+    audio, table = _unit(config, audio_BAD, frozen.table_VD)
+    scale = jnp.exp(params["log_scale"])
+    rows = scale * jnp.einsum("bad,vd->bav", audio, table)
+    blank = _blank_logit(params, audio, scale)
+    return jax.nn.log_softmax(jnp.concatenate([rows, blank[..., None]], axis=-1))
+
+
+def min_audio_tokens(config: Config, num_targets: int, num_repeats: int) -> int:
+    """Fewest audio tokens that can emit the targets: one each, and a blank between repeats."""
+    return max(num_targets + num_repeats, 1)
+
+
+def _unit(config: Config, audio: Array, table: Array) -> tuple[Array, Array]:
+    if config.centre:
+        mean = table.mean(0)
+        audio, table = audio - mean, table - mean
+    return _normalize(audio), _normalize(table)
+
+
+def _normalize(x: Array) -> Array:
+    return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
+
+
+def _blank_logit(params: PyTree, audio: Array, scale: Array) -> Array:
+    return scale * (audio @ _normalize(params["blank"])) + params["blank_bias"]
+
+
+def _table_lse(config: Config, audio: Array, table: Array, scale: Array) -> Array:
+    dtype = jnp.dtype(config.logits_dtype)
+
+    def logits(x_ND, rows_CD):
+        product = jax.lax.dot_general(
+            x_ND, rows_CD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        return scale * product
+
+    flat = audio.reshape(-1, audio.shape[-1]).astype(dtype)
+    lse = ctc.log_normalizer(logits, flat, table.astype(dtype), config.table_chunk)
+    return lse.reshape(audio.shape[:2])
