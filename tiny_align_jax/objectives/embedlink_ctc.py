@@ -72,9 +72,7 @@ def loss(
     log_likelihood_B = ctc.ctc_log_likelihood(
         blank_BA - lse_BA,
         label_BAL - lse_BA[..., None],
-        jnp.pad(
-            batch.target_ids_BL[:, 1:] == batch.target_ids_BL[:, :-1], ((0, 0), (1, 0))
-        ),
+        jnp.pad(batch.target_ids_BL[:, 1:] == batch.target_ids_BL[:, :-1], ((0, 0), (1, 0))),
         audio_mask_BA.sum(-1).astype(jnp.int32),
         batch.num_targets_B,
     )

@@ -1,0 +1,123 @@
+"""Splits and the leak check: which utterances may train, validate and test.
+
+A split never looks at results. Sentences are compared in spoken form, so that case and punctuation
+cannot hide a leak.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from tiny_align_jax.data.vocabulary import spoken_form
+from tiny_align_jax.types import ConfigError, DataError, Utterance
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Utterances by role.
+
+    Attributes:
+        train: may be trained on.
+        validation: speakers held out of train; for every choice that looks at a score.
+        test: scored, never chosen by.
+        dropped: training utterances left out because the test set has their sentence.
+    """
+
+    train: tuple[Utterance, ...]
+    validation: tuple[Utterance, ...]
+    test: tuple[Utterance, ...]
+    dropped: tuple[Utterance, ...] = ()
+
+
+def held_out(
+    train: Sequence[Utterance],
+    test: Sequence[Utterance],
+    num_validation_speakers: int,
+    seed: int = 0,
+    num_train_speakers: int | None = None,
+) -> Split:
+    """Train and test as given, less training sentences that occur in test, less validation speakers.
+
+    Validation speakers are drawn in proportion to the age bands of the training speakers, so that
+    children, who are hardest, are represented.
+
+    Args:
+        train: candidates for training and validation.
+        test: scored utterances, all kept.
+        num_validation_speakers: speakers taken out of train; 0 for none.
+        seed: of the draw.
+        num_train_speakers: keep only so many training speakers (after validation is out).
+
+    Raises:
+        ConfigError: more speakers asked for than there are.
+    """
+    test_sentences = {spoken_form(u.text) for u in test}
+    dropped = tuple(u for u in train if spoken_form(u.text) in test_sentences)
+    rest = [u for u in train if spoken_form(u.text) not in test_sentences]
+    order = _speakers_by_band(rest, seed)
+    wanted = num_validation_speakers + (num_train_speakers or 1)
+    if wanted > len(order):
+        raise ConfigError(
+            f"split needs {num_validation_speakers} validation and {num_train_speakers or 'some'} "
+            f"training speakers, but the corpus has {len(order)}"
+        )
+    validation_speakers = set(order[:num_validation_speakers])
+    training = order[num_validation_speakers:]
+    training_speakers = set(training[: num_train_speakers or len(training)])
+    return Split(
+        train=tuple(u for u in rest if u.speaker_id in training_speakers),
+        validation=tuple(u for u in rest if u.speaker_id in validation_speakers),
+        test=tuple(test),
+        dropped=dropped,
+    )
+
+
+def leaks(split: Split) -> list[str]:
+    """What train or validation shares with test, one line each; empty when clean.
+
+    Speakers must differ between train, validation and test; sentences and audio between train and
+    test. Sentences that validation shares with train are reported by `shared_validation`.
+    """
+    problems = []
+    roles = {"train": split.train, "validation": split.validation, "test": split.test}
+    for a, b in (("train", "validation"), ("train", "test"), ("validation", "test")):
+        both = {u.speaker_id for u in roles[a]} & {u.speaker_id for u in roles[b]}
+        problems += [f"speaker {s} is in {a} and {b}" for s in sorted(both)]
+    for role in ("train", "validation"):
+        test_sentences = {spoken_form(u.text) for u in split.test}
+        shared = {spoken_form(u.text) for u in roles[role]} & test_sentences
+        problems += [f"sentence {s!r} is in {role} and test" for s in sorted(shared)]
+        test_audio = {(u.audio_path, u.start_s, u.end_s) for u in split.test}
+        same = {(u.audio_path, u.start_s, u.end_s) for u in roles[role]} & test_audio
+        problems += [f"audio {path} is in {role} and test" for path, *_ in sorted(same)]
+    return problems
+
+
+def refuse_leaks(split: Split) -> None:
+    """Raises DataError listing every leak of `leaks`."""
+    problems = leaks(split)
+    if problems:
+        shown = "\n  ".join(problems[:20])
+        more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""
+        raise DataError(f"{len(problems)} leak(s) between splits:\n  {shown}{more}")
+
+
+def age_band(age: float | None) -> str:
+    """'6-9', '10-15', 'adult' or 'unknown': the bands in which results are reported."""
+    if age is None:
+        return "unknown"
+    return "6-9" if age < 10 else "10-15" if age < 16 else "adult"
+
+
+def _speakers_by_band(utterances: Sequence[Utterance], seed: int) -> list[str]:
+    """Speakers in an order whose every prefix has about the corpus's mix of age bands."""
+    bands: dict[str, list[str]] = {}
+    for speaker, age in sorted({(u.speaker_id, u.age or -1) for u in utterances}):
+        bands.setdefault(age_band(age if age >= 0 else None), []).append(speaker)
+    rng = np.random.default_rng(seed)
+    placed = []
+    for name in sorted(bands):
+        speakers = [bands[name][i] for i in rng.permutation(len(bands[name]))]
+        placed += [((k + 0.5) / len(speakers), name, s) for k, s in enumerate(speakers)]
+    return [speaker for _, _, speaker in sorted(placed)]
