@@ -1,0 +1,238 @@
+"""Layers that decoder families share: the one matrix product, norms, attention, gated MLP.
+
+Dimension key of this package, beyond `types`: G key/value heads, M key slots (of the cache, or N
+without one), F hidden width of the MLP, Q query heads per key/value head.
+
+Every weight matrix is used through `dense` and every embedding table through `embed_ids` and
+`attend_table`. A slot of the parameter tree may hold a quantised representation instead of an array:
+anything with the methods of `QuantisedKernel` or `QuantisedTable` (leaves stacked on the layer axis
+like the array it stands for, so that the scan over layers slices it).
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from tiny_align_jax.llms._cache import Context, KeyValues, LayerView, read_write
+from tiny_align_jax.llms._rope import rotate
+from tiny_align_jax.types import Array
+
+_INIT = nn.initializers.normal(stddev=0.02)
+
+
+@runtime_checkable
+class QuantisedKernel(Protocol):
+    """What may stand where a weight matrix [in, out] is expected."""
+
+    def matmul(self, x: Array) -> Array:
+        """x [..., in] times the matrix, in x's dtype, [..., out]."""
+        ...
+
+
+@runtime_checkable
+class QuantisedTable(Protocol):
+    """What may stand where an embedding table [V, D] is expected."""
+
+    def take(self, ids: Array) -> Array:
+        """Rows `ids`, [..., D], in the dtype the table computes in."""
+        ...
+
+    def attend(self, x: Array) -> Array:
+        """x [..., D] times the transposed table: float32[..., V]."""
+        ...
+
+
+def dense(params: Mapping[str, Any], x: Array) -> Array:
+    """x [..., in] times `params['kernel']` [in, out], plus `params['bias']` if there is one."""
+    kernel = params["kernel"]
+    if isinstance(kernel, QuantisedKernel):
+        y = kernel.matmul(x)
+    else:
+        y = jnp.matmul(x, kernel.astype(x.dtype))
+    return y if "bias" not in params else y + params["bias"].astype(y.dtype)
+
+
+def embed_ids(table: Array | QuantisedTable, ids: Array) -> Array:
+    """Rows `ids` of an embedding table, [..., D], in the table's dtype."""
+    if isinstance(table, QuantisedTable):
+        return table.take(ids)
+    return jnp.take(jnp.asarray(table), ids, axis=0, mode="clip")
+
+
+def attend_table(table: Array | QuantisedTable, x: Array) -> Array:
+    """Scores of every row of a tied table: x [..., D] -> float32[..., V]."""
+    if isinstance(table, QuantisedTable):
+        return table.attend(x)
+    return jnp.einsum("...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+
+
+class Dense(nn.Module):
+    """`dense` with declared parameters `kernel` [in, out] and, if asked for, `bias` [out]."""
+
+    features: int
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        params = {"kernel": self._stored_or("kernel", QuantisedKernel, (x.shape[-1], self.features))}
+        if self.use_bias:
+            params["bias"] = self.param("bias", nn.initializers.zeros, (self.features,))
+        return dense(params, x)
+
+    def _stored_or(self, name: str, quantised: type, shape: tuple[int, ...]) -> Any:
+        """Bypasses flax's shape check, which only knows arrays, for a quantised representation."""
+        stored = self.get_variable("params", name)
+        return stored if isinstance(stored, quantised) else self.param(name, _INIT, shape)
+
+
+class Embedder(nn.Module):
+    """Holds the table `embedding` [V, D]; rows are looked up outside, by the family's `embed`."""
+
+    vocab_size: int
+    dim: int
+
+    @nn.compact
+    def __call__(self) -> Any:
+        stored = self.get_variable("params", "embedding")
+        if isinstance(stored, QuantisedTable):
+            return stored
+        return self.param("embedding", _INIT, (self.vocab_size, self.dim))
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm in float32; Gemma's checkpoints store scale - 1 (`offset` 1)."""
+
+    eps: float
+    offset: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        init = nn.initializers.constant(1.0 - self.offset)
+        scale = self.param("scale", init, (x.shape[-1],)).astype(jnp.float32)
+        x32 = x.astype(jnp.float32)
+        x32 *= jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        return (x32 * (self.offset + scale)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Layer norm in float32; `num_heads` gives every head of [..., H, K] its own scale."""
+
+    eps: float
+    use_bias: bool = True
+    num_heads: int | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        shape = (x.shape[-1],) if self.num_heads is None else (self.num_heads, x.shape[-1])
+        x32 = x.astype(jnp.float32)
+        x32 -= jnp.mean(x32, axis=-1, keepdims=True)
+        x32 *= jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
+        x32 *= self.param("scale", nn.initializers.ones, shape)
+        if self.use_bias:
+            x32 += self.param("bias", nn.initializers.zeros, shape)
+        return x32.astype(x.dtype)
+
+
+class Attention(nn.Module):
+    """Causal self-attention with grouped heads, rotary positions and a KV cache.
+
+    Attributes:
+        num_heads: H. num_kv_heads: G. head_dim: K.
+        qkv_bias: biases on queries, keys and values.
+        out_bias: bias on the output projection.
+        fused: one kernel `qkv` [D, (H + 2G) K] instead of `q`, `k`, `v`.
+        scale: multiplies the logits; None means K ** -0.5.
+        soft_cap: logits become cap * tanh(logits / cap); None leaves them.
+        head_norm: makes the norm of queries or keys [B, N, heads, K] from a number of heads and a
+            name; None for no norm.
+    """
+
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    qkv_bias: bool = False
+    out_bias: bool = False
+    fused: bool = False
+    scale: float | None = None
+    soft_cap: float | None = None
+    head_norm: Callable[[int, str], nn.Module] | None = None
+
+    @nn.compact
+    def __call__(
+        self, x_BND: Array, view: LayerView, context: Context, cache: KeyValues | None
+    ) -> tuple[Array, KeyValues | None]:
+        q_BNHK, k_BNGK, v_BNGK = self._project(x_BND)
+        if self.head_norm is not None:
+            q_BNHK = self.head_norm(self.num_heads, "q_norm")(q_BNHK)
+            k_BNGK = self.head_norm(self.num_kv_heads, "k_norm")(k_BNGK)
+        cos_BNR, sin_BNR, mask_BNM = context.of_kind(view.kind)
+        q_BNHK, k_BNGK = rotate(q_BNHK, cos_BNR, sin_BNR), rotate(k_BNGK, cos_BNR, sin_BNR)
+        k_BGMK, v_BGMK, cache = read_write(cache, view.layer, context.length, k_BNGK, v_BNGK)
+        scale = self.head_dim**-0.5 if self.scale is None else self.scale
+        out_BNHK = attend(q_BNHK, k_BGMK, v_BGMK, mask_BNM, scale, self.soft_cap)
+        out_BNX = out_BNHK.reshape(*x_BND.shape[:2], -1)
+        return Dense(x_BND.shape[-1], self.out_bias, name="out")(out_BNX), cache
+
+    def _project(self, x_BND: Array) -> list[Array]:
+        heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
+        widths = [h * self.head_dim for h in heads]
+        if self.fused:
+            qkv = Dense(sum(widths), self.qkv_bias, name="qkv")(x_BND)
+            parts = jnp.split(qkv, [widths[0], widths[0] + widths[1]], axis=-1)
+        else:
+            named = zip("qkv", widths, strict=True)
+            parts = [Dense(w, self.qkv_bias, name=n)(x_BND) for n, w in named]
+        return [p.reshape(*p.shape[:2], h, -1) for p, h in zip(parts, heads, strict=True)]
+
+
+def attend(
+    q_BNHK: Array,
+    k_BGMK: Array,
+    v_BGMK: Array,
+    mask_BNM: Array,
+    scale: float,
+    soft_cap: float | None = None,
+) -> Array:
+    """Attention with a float32 softmax, [B, N, H, K]; grouped heads share keys without copies."""
+    batch, length, heads, width = q_BNHK.shape
+    groups = k_BGMK.shape[1]
+    q_BNGQK = q_BNHK.reshape(batch, length, groups, heads // groups, width)
+    logits = jnp.einsum("bngqk,bgmk->bgqnm", q_BNGQK, k_BGMK, preferred_element_type=jnp.float32)
+    logits *= scale
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
+    # Finite, so that a row of padding that sees nothing stays finite (a mean over all slots).
+    logits = jnp.where(mask_BNM[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v_BGMK.dtype)
+    out_BNGQK = jnp.einsum("bgqnm,bgmk->bngqk", weights, v_BGMK)
+    return out_BNGQK.reshape(batch, length, heads, width).astype(q_BNHK.dtype)
+
+
+class GatedMLP(nn.Module):
+    """down(activation(gate(x)) * up(x)); `fused` keeps gate and up in one kernel [D, 2F]."""
+
+    hidden_dim: int
+    activation: Callable[[Array], Array]
+    use_bias: bool = False
+    fused: bool = False
+
+    @nn.compact
+    def __call__(self, x_BND: Array) -> Array:
+        if self.fused:
+            both = Dense(2 * self.hidden_dim, self.use_bias, name="gate_up")(x_BND)
+            gate, up = jnp.split(both, 2, axis=-1)
+        else:
+            gate = Dense(self.hidden_dim, self.use_bias, name="gate")(x_BND)
+            up = Dense(self.hidden_dim, self.use_bias, name="up")(x_BND)
+        return Dense(x_BND.shape[-1], self.use_bias, name="down")(self.activation(gate) * up)
+
+
+ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
+    "silu": nn.silu,
+    "gelu": lambda x: nn.gelu(x, approximate=False),
+    "gelu_pytorch_tanh": lambda x: nn.gelu(x, approximate=True),
+    "relu": nn.relu,
+}
