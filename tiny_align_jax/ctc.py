@@ -124,7 +124,7 @@ def _alphas(emit_BAS: Array, skip_BS: Array, num_tokens_B: Array) -> Array:
         new = jnp.where((index < num_tokens_B)[:, None], new, alpha)
         return new, new
 
-    batch, num_tokens, states = emit_BAS.shape
+    num_tokens, states = emit_BAS.shape[1:]
     first = jnp.where(jnp.arange(states)[None] < 2, emit_BAS[:, 0], LOG_ZERO)
     rest = (jnp.swapaxes(emit_BAS[:, 1:], 0, 1), jnp.arange(1, num_tokens))
     _, alphas = jax.lax.scan(step, first, rest, unroll=min(UNROLL, max(num_tokens - 1, 1)))

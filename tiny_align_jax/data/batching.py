@@ -116,10 +116,9 @@ def schedule(
 
 def one_epoch(examples: Examples, batch_size: int, buckets: Sequence[int]) -> Iterator[Group]:
     """Every example once, in order of length bucket: for evaluation."""
-    step = 0
-    for index_KB, weight_KB, max_frames in _epoch(examples, batch_size, buckets, 1, 0, 0, False):
+    groups = _epoch(examples, batch_size, buckets, 1, 0, 0, False)
+    for step, (index_KB, weight_KB, max_frames) in enumerate(groups):
         yield Group(step, max_frames, index_KB, weight_KB)
-        step += 1
 
 
 def gather(examples: Examples, index_B: np.ndarray, weight_B: np.ndarray, max_frames: int) -> Batch:

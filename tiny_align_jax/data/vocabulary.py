@@ -32,7 +32,7 @@ def spoken_form(text: str) -> str:
 
     SmolLM2 needs 6.6 tokens an utterance for it against 11.0 in upper case.
     """
-    return " ".join(_NOT_SPOKEN.sub(" ", text.lower().replace("’", "'")).replace("_", " ").split())
+    return " ".join(_NOT_SPOKEN.sub(" ", text.lower().replace("\u2019", "'")).replace("_", " ").split())
 
 
 @dataclasses.dataclass(frozen=True)

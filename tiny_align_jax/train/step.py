@@ -174,4 +174,10 @@ def make_resident_steps(spec: StepSpec) -> Callable:
 
 
 def _take_frames(features_NTE: Array, index_B: Array, max_frames: int) -> Array:
-    return jnp.take(features_NTE[:, :max_frames], index_B, axis=0)
+    # One gather of the slices wanted: slicing the corpus first would copy it every step.
+    width = features_NTE.shape[2]
+
+    def one(index):
+        return jax.lax.dynamic_slice(features_NTE, (index, 0, 0), (1, max_frames, width))[0]
+
+    return jax.vmap(one)(index_B)

@@ -1,0 +1,143 @@
+"""Checkpoints of a run (Orbax) and the exported projector (safetensors), both all-or-nothing.
+
+A checkpoint holds the whole `TrainState`: trainable tree, optimizer, average, step and key. The data
+position is the step, because the batch order is a function of (seed, step).
+"""
+
+import errno
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+
+from tiny_align_jax.train.step import TrainState
+from tiny_align_jax.types import CheckpointError, PyTree
+from tiny_align_jax.weights import safetensors
+
+STATE_FOLDER = "checkpoints"
+PROJECTOR_WEIGHTS = "projector.safetensors"
+PROJECTOR_CARD = "projector.json"
+
+
+class Checkpointer:
+    """Saves and restores training states of one workdir; a context manager."""
+
+    def __init__(self, workdir: str | os.PathLike, keep: int = 2):
+        self._folder = Path(workdir).absolute() / STATE_FOLDER
+        options = ocp.CheckpointManagerOptions(
+            max_to_keep=keep, create=True, enable_async_checkpointing=False
+        )
+        self._manager = ocp.CheckpointManager(self._folder, options=options)
+
+    def __enter__(self) -> "Checkpointer":
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self._manager.close()
+
+    def latest_step(self) -> int | None:
+        """Step of the newest complete checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: TrainState) -> None:
+        """Writes a checkpoint; the previous ones stay valid if this one fails.
+
+        Raises:
+            CheckpointError: the disk is full or not writable.
+        """
+        step = int(state.step)
+        if step == self.latest_step():
+            return
+        host_state = jax.tree.map(np.asarray, state)
+        self._require_space(_num_bytes(host_state))
+        try:
+            self._manager.save(step, args=ocp.args.StandardSave(_as_dict(host_state)))
+            self._manager.wait_until_finished()
+        except OSError as error:
+            raise _disk_error(self._folder, error, step) from error
+
+    def restore(self, like: TrainState) -> TrainState:
+        """The newest state, with shapes checked against `like`.
+
+        Raises:
+            CheckpointError: none there, damaged, or of another shape (another config).
+        """
+        step = self.latest_step()
+        if step is None:
+            raise CheckpointError(f"no checkpoint in {self._folder}; train without --resume first")
+        target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(like))
+        try:
+            saved = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+        except Exception as error:  # Orbax raises many kinds; each means the same to a user.
+            raise CheckpointError(
+                f"checkpoint {step} in {self._folder} cannot be restored into this run: {error}. "
+                "It is damaged or was made with another config: use its own config.json, or a new "
+                "--workdir."
+            ) from error
+        return like.replace(**saved)
+
+    def _require_space(self, num_bytes: int) -> None:
+        free = shutil.disk_usage(self._folder).free
+        if free < num_bytes * 1.1:
+            raise CheckpointError(
+                f"a checkpoint needs about {num_bytes / 1e6:.0f} MB but {self._folder} has "
+                f"{free / 1e6:.0f} MB free; free some space and run the same command again (it "
+                f"resumes at step {self.latest_step() or 0})"
+            )
+
+
+def export(
+    workdir: str | os.PathLike, params: PyTree, card: Mapping[str, Any], dtype: Any = None
+) -> Path:
+    """Writes `projector.safetensors` and `projector.json`: all that inference needs of a run.
+
+    Args:
+        workdir: folder to write to.
+        params: {'projector': ..., 'objective': ...}.
+        card: config sections, fingerprints of the frozen parts, vocabulary, versions.
+        dtype: stored dtype of matrices, e.g. float16; None keeps float32.
+
+    Returns:
+        Path of the weights file.
+    """
+    folder = Path(workdir)
+    if dtype is not None:
+        params = jax.tree.map(lambda p: np.asarray(p, dtype) if np.ndim(p) >= 2 else p, params)
+    path = folder / PROJECTOR_WEIGHTS
+    try:
+        safetensors.save_tree(path, jax.tree.map(np.asarray, params))
+        write_json(folder / PROJECTOR_CARD, card)
+    except OSError as error:
+        raise _disk_error(folder, error, None) from error
+    return path
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON so that a reader sees the old file or the whole new one."""
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
+    os.replace(part, path)
+
+
+def _as_dict(state: TrainState) -> dict[str, Any]:
+    fields = ("step", "trainable", "fixed", "opt_state", "average", "key")
+    return {name: getattr(state, name) for name in fields}
+
+
+def _num_bytes(tree: PyTree) -> int:
+    return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree))
+
+
+def _disk_error(folder: Path, error: OSError, step: int | None) -> CheckpointError:
+    what = "the exported projector" if step is None else f"the checkpoint of step {step}"
+    why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+    return CheckpointError(
+        f"cannot write {what} to {folder}: {why}. Earlier checkpoints are intact; free some space "
+        "and run the same command again"
+    )

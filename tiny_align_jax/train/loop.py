@@ -1,0 +1,328 @@
+"""The training loop: read it top to bottom.
+
+It knows nothing of encoders, corpora or the LLM: `Run` (built by `train/setup.py`) brings cached
+frames, table rows and modules.
+"""
+
+import dataclasses
+import signal
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from tiny_align_jax.data import batching
+from tiny_align_jax.train import step as step_lib
+from tiny_align_jax.train.checkpoint import Checkpointer
+from tiny_align_jax.train.logs import RunLog
+from tiny_align_jax.train.partition import merge
+from tiny_align_jax.types import Batch, Frozen, NonFiniteLossError, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings of the loop.
+
+    Attributes:
+        num_steps: optimizer steps in all.
+        batch_size: utterances a step.
+        num_buckets: length buckets; each compiles once.
+        steps_per_dispatch: steps sent to the device at a time (1 on a CPU; a GPU waits for the host
+            otherwise).
+        resident: keep the whole training cache on the device; 'auto' does so where it takes less than
+            `resident_bytes`.
+        resident_bytes: limit for 'auto'.
+        average_decay: of the exponential moving average of parameters that is exported; 0 exports the
+            last parameters.
+        compute_dtype: of the projector; parameters stay float32.
+        trainable: path patterns of the parameters that train.
+        fixed: path patterns of those that do not; every parameter must match exactly one of the two.
+        log_every: steps between log lines.
+        validate_every: steps between validations; 0 for only at the end.
+        checkpoint_every: steps between checkpoints; 0 for only at the end.
+        keep_checkpoints: how many stay on disk.
+    """
+
+    num_steps: int = 3000
+    batch_size: int = 32
+    num_buckets: int = 3
+    steps_per_dispatch: int = 1
+    resident: str = "auto"
+    resident_bytes: int = 4_000_000_000
+    average_decay: float = 0.0
+    compute_dtype: str = "float32"
+    trainable: tuple[str, ...] = ("projector/.*", "objective/.*")
+    fixed: tuple[str, ...] = ()
+    log_every: int = 20
+    validate_every: int = 0
+    checkpoint_every: int = 0
+    keep_checkpoints: int = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What the loop trains.
+
+    Attributes:
+        config: settings.
+        spec: projector, objective, optimizer, augmentation.
+        frozen: table rows (and the LLM, for objectives that need it).
+        examples: training examples over the feature cache.
+        validate: parameters -> scalars on validation speakers; None for no validation.
+        seed: of initialisation, order, augmentation and dropout.
+    """
+
+    config: Config
+    spec: step_lib.StepSpec
+    frozen: Frozen
+    examples: batching.Examples
+    validate: Callable[[PyTree], dict[str, float]] | None
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What came of it.
+
+    Attributes:
+        params: {'projector', 'objective'} to export (averaged where `average_decay` is set).
+        step: steps done.
+        train_s: seconds from the first to the last step, compilation and validation left out.
+        compile_s: seconds of compilation.
+        validation: last validation scalars.
+        finished: False if a signal ended the run early.
+    """
+
+    params: PyTree
+    step: int
+    train_s: float
+    compile_s: float
+    validation: dict[str, float]
+    finished: bool
+
+
+def init_params(run: Run) -> PyTree:
+    """Fresh {'projector', 'objective'} parameters of a run."""
+    projector_key, objective_key = jax.random.split(jax.random.key(run.seed))
+    width = run.examples.frames(0).shape[1]
+    shape = (1, batching.BUCKET_MULTIPLE_FRAMES)
+    variables = jax.jit(run.spec.projector.init)(
+        projector_key, jnp.zeros((*shape, width)), jnp.ones(shape, bool)
+    )
+    objective = run.spec.objective.init(run.spec.objective_config, objective_key, run.frozen)
+    return {"projector": variables["params"], "objective": objective}
+
+
+def fit(
+    run: Run,
+    state: step_lib.TrainState,
+    workdir: str | None,
+    *,
+    resume: bool = True,
+    progress: bool = True,
+) -> Result:
+    """Trains from `state`, or from the newest checkpoint of `workdir` if there is one.
+
+    Raises:
+        NonFiniteLossError: naming the step and the utterances; earlier checkpoints stay.
+        CheckpointError: a checkpoint could not be written or restored.
+    """
+    config = run.config
+    buckets = batching.bucket_lengths(run.examples.num_frames_N, config.num_buckets)
+    with Checkpointer(workdir, config.keep_checkpoints) as saver, _Interrupt() as interrupt:
+        # ---- resume -------------------------------------------------------------------------------
+        if resume and saver.latest_step() is not None:
+            state = saver.restore(state)
+            logging.info("resumed at step %d of %d", int(state.step), config.num_steps)
+        first_step = done = int(state.step)
+        frozen = jax.tree.map(jnp.asarray, run.frozen)
+        groups = batching.schedule(
+            run.examples, config.batch_size, buckets, config.steps_per_dispatch, run.seed, first_step
+        )
+        dispatch = _Dispatcher(run, buckets)
+        logging.info("buckets of %s frames, %s", buckets, dispatch.describe())
+        validation: dict[str, float] = {}
+        validate_s, start_s = 0.0, time.monotonic()
+        pending: tuple[batching.Group, dict] | None = None
+
+        with RunLog(workdir, first_step, config.num_steps, progress) as log:
+            while done < config.num_steps and not interrupt.seen:
+                # ---- steps ------------------------------------------------------------------------
+                group = _shorten(next(groups), config.num_steps - done)
+                state, metrics = dispatch(state, frozen, group)
+                previous, done = done, done + len(group.index_KB)
+
+                # ---- log the group before: the device is busy with this one meanwhile ---------------
+                if pending is not None:
+                    _log_group(run, log, *pending)
+                pending = (group, metrics)
+
+                # ---- validate and save --------------------------------------------------------------
+                if _crossed(previous, done, config.validate_every) and done < config.num_steps:
+                    _log_group(run, log, *pending)
+                    pending = None
+                    validation, seconds = _validate(run, state, log, done)
+                    validate_s += seconds
+                if _crossed(previous, done, config.checkpoint_every) and done < config.num_steps:
+                    _log_group(run, log, *(pending or (None, None)))
+                    pending = None
+                    saver.save(state)
+            if pending is not None:
+                _log_group(run, log, *pending)
+            jax.block_until_ready(state.trainable)
+            train_s = time.monotonic() - start_s - validate_s - dispatch.compile_s
+            saver.save(state)
+            if done >= config.num_steps:
+                validation, _ = _validate(run, state, log, done)
+
+    if interrupt.seen:
+        logging.warning(
+            "signal %s: saved step %d of %d; the same command goes on from there",
+            signal.Signals(interrupt.seen).name,
+            done,
+            config.num_steps,
+        )
+    return Result(
+        params=export_params(run.config, state),
+        step=done,
+        train_s=train_s,
+        compile_s=dispatch.compile_s,
+        validation=validation,
+        finished=done >= config.num_steps,
+    )
+
+
+def export_params(config: Config, state: step_lib.TrainState) -> PyTree:
+    """The whole parameter tree, averaged where the run keeps an average."""
+    trained = state.average if config.average_decay else state.trainable
+    return merge(trained, state.fixed)
+
+
+class _Dispatcher:
+    """Sends groups of steps to the device, compiling each bucket's program once, timed apart."""
+
+    def __init__(self, run: Run, buckets: tuple[int, ...]):
+        self._run, self._compiled, self.compile_s = run, {}, 0.0
+        examples = run.examples
+        width, itemsize = examples.frames(0).shape[1], examples.frames(0).itemsize
+        self._corpus_bytes = len(examples) * buckets[-1] * width * itemsize
+        fits = self._corpus_bytes <= run.config.resident_bytes
+        self._resident = run.config.resident == "always" or (run.config.resident == "auto" and fits)
+        if self._resident:
+            everything = np.arange(len(examples))
+            corpus = batching.gather(examples, everything, np.ones(len(everything)), buckets[-1])
+            self._corpus = jax.tree.map(jnp.asarray, corpus)
+            self._steps = step_lib.make_resident_steps(run.spec)
+        else:
+            self._steps = step_lib.make_stream_steps(run.spec)
+
+    def describe(self) -> str:
+        where = "on the device" if self._resident else "streamed from the cache"
+        return f"{len(self._run.examples)} utterances ({self._corpus_bytes / 1e6:.0f} MB) {where}"
+
+    def __call__(self, state, frozen: Frozen, group: batching.Group):
+        if self._resident:
+            args = (state, frozen, self._corpus, *self._padded(group), len(group.index_KB))
+            static = {"max_frames": group.max_frames}
+            key: tuple = (group.max_frames,)
+        else:
+            args = (state, frozen, self._batches(group))
+            static, key = {}, (group.max_frames, len(group.index_KB))
+        if key not in self._compiled:
+            start_s = time.monotonic()
+            self._compiled[key] = self._steps.lower(*args, **static).compile()
+            self.compile_s += time.monotonic() - start_s
+        return self._compiled[key](*args)
+
+    def _padded(self, group: batching.Group):
+        missing = self._run.config.steps_per_dispatch - len(group.index_KB)
+        pad = ((0, missing), (0, 0))
+        return np.pad(group.index_KB, pad).astype(np.int32), np.pad(group.weight_KB, pad)
+
+    def _batches(self, group: batching.Group) -> Batch:
+        rows = zip(group.index_KB, group.weight_KB, strict=True)
+        batches = [batching.gather(self._run.examples, i, w, group.max_frames) for i, w in rows]
+        return jax.tree.map(lambda *parts: np.stack(parts), *batches)
+
+
+class _Interrupt:
+    """Remembers SIGTERM and SIGINT so that the loop can save and leave; a second one is not caught."""
+
+    def __init__(self):
+        self.seen = 0
+
+    def __enter__(self) -> "_Interrupt":
+        self._before = {}
+        try:
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._before[number] = signal.signal(number, self._handle)
+        except ValueError:  # not the main thread: whoever runs us there handles signals
+            pass
+        return self
+
+    def __exit__(self, *unused) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number, frame) -> None:
+        self.seen = number
+        signal.signal(number, self._before[number])
+
+
+def _shorten(group: batching.Group, steps_left: int) -> batching.Group:
+    return dataclasses.replace(
+        group, index_KB=group.index_KB[:steps_left], weight_KB=group.weight_KB[:steps_left]
+    )
+
+
+def _crossed(previous: int, done: int, every: int) -> bool:
+    return bool(every) and done // every > previous // every
+
+
+def _validate(run: Run, state, log: RunLog, done: int) -> tuple[dict[str, float], float]:
+    if run.validate is None:
+        return {}, 0.0
+    start_s = time.monotonic()
+    scores = run.validate(export_params(run.config, state))
+    log.write(done, {f"validation/{k}": v for k, v in scores.items()})
+    logging.info("step %d: %s", done, ", ".join(f"{k} {v:.3f}" for k, v in scores.items()))
+    return scores, time.monotonic() - start_s
+
+
+def _log_group(run: Run, log: RunLog, group: batching.Group | None, metrics: dict | None) -> None:
+    """Fetches a group's metrics, stops at a non-finite loss, writes every `log_every`-th step."""
+    if group is None or metrics is None:
+        return
+    host = jax.tree.map(np.asarray, metrics)
+    for k in range(len(group.index_KB)):
+        step = group.first_step + k + 1
+        _require_finite(run, group, k, host, step)
+        if step % run.config.log_every == 0 or step == run.config.num_steps:
+            log.write(step, {n: v[k] for n, v in host.items() if v.ndim == 1})
+    log.progress(group.first_step + len(group.index_KB), {"loss": float(host["loss"][k])})
+
+
+def _require_finite(run: Run, group: batching.Group, k: int, host: dict, step: int) -> None:
+    if np.isfinite(host["loss"][k]) and np.isfinite(host["grad_norm"][k]):
+        return
+    real = group.weight_KB[k] > 0
+    bad = ~np.isfinite(host["loss_B"][k]) & real
+    chosen = bad if bad.any() else real
+    names = [run.examples.ids[i] for i in group.index_KB[k][chosen]]
+    what = "loss" if bad.any() else "gradient"
+    raise NonFiniteLossError(
+        f"non-finite {what} at step {step} (loss {host['loss'][k]}, gradient norm "
+        f"{host['grad_norm'][k]}); utterances: {', '.join(names[:8])}"
+        f"{' ...' if len(names) > 8 else ''}. The last checkpoint is intact. Look at these "
+        "utterances' audio and text, or lower optimizer.learning_rate."
+    )
+
+
+def batches_of(examples: batching.Examples, batch_size: int, num_buckets: int) -> Iterator[Batch]:
+    """Every example once, padded to few lengths: for validation and evaluation."""
+    buckets = batching.bucket_lengths(examples.num_frames_N, num_buckets)
+    for group in batching.one_epoch(examples, batch_size, buckets):
+        yield batching.gather(examples, group.index_KB[0], group.weight_KB[0], group.max_frames)
