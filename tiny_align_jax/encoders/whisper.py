@@ -129,7 +129,7 @@ class EncoderLayer(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x_BTE: Array) -> Array:
+    def __call__(self, x_BTE: jax.Array) -> jax.Array:
         """Frames [B, T, E] to frames [B, T, E]."""
         config, dtype = self.config, self.dtype
         y = _blocks.layer_norm(dtype, "attention_norm")(x_BTE)
@@ -171,7 +171,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def encode_log_mel(
-        self, log_mel_BFM: Array, layers: tuple[int, ...] | None = None
+        self, log_mel_BFM: jax.Array, layers: tuple[int, ...] | None = None
     ) -> tuple[jax.Array, ...]:
         """The same from a log-mel spectrogram [B, F, num_mels] with 10 ms frames."""
         config, dtype = self.config, self.dtype
