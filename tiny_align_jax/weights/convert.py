@@ -1,0 +1,192 @@
+"""The engine that runs a family's mapping table over a checkpoint.
+
+Every source name must match exactly one rule; every slot of every target must be filled exactly
+once. All violations are reported together, before the first byte is read.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from tiny_align_jax.types import PyTree, Rule, WeightsError
+from tiny_align_jax.weights.safetensors import named_leaves
+from tiny_align_jax.weights.source import TensorSource
+
+_MAX_LISTED = 40  # names a category in one message
+
+_TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "copy": lambda x: x,
+    "linear": lambda x: x.T,
+    "conv1d": lambda x: x.transpose(2, 1, 0),
+}
+_RANKS = {"linear": 2, "conv1d": 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Assignment:
+    """One source tensor and the slot it fills."""
+
+    source: str
+    target: str
+    layer: int | None
+    rule: Rule
+
+    @property
+    def slot(self) -> str:
+        return self.target if self.layer is None else f"{self.target}[{self.layer}]"
+
+
+@dataclasses.dataclass
+class _Problems:
+    """Everything wrong between a checkpoint and a model, by kind."""
+
+    kinds: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def add(self, kind: str, item: str) -> None:
+        self.kinds.setdefault(kind, []).append(item)
+
+    def raise_if_any(self) -> None:
+        if not self.kinds:
+            return
+        lines = [
+            f"  {kind} ({len(items)}): {', '.join(sorted(items)[:_MAX_LISTED])}"
+            + (", ..." if len(items) > _MAX_LISTED else "")
+            for kind, items in self.kinds.items()
+        ]
+        raise WeightsError(
+            "the checkpoint does not fit the model:\n"
+            + "\n".join(lines)
+            + "\nEither config.json belongs to other weights, or the family's PARAM_MAP lacks a rule."
+        )
+
+
+def convert(
+    source: TensorSource,
+    param_map: Sequence[Rule],
+    target_shapes: PyTree,
+    dtype: np.dtype | type | str | None = None,
+) -> PyTree:
+    """Reads a checkpoint into the parameter tree of our model, one tensor at a time.
+
+    Targets are allocated untouched and filled in place, the largest tensor first: its mapped
+    pages are gone again before the total has grown, so peak memory stays near the result's size.
+
+    Args:
+        source: the checkpoint.
+        param_map: the family's table (`types.Rule`).
+        target_shapes: tree of shapes and dtypes, from `jax.eval_shape` of the model's `init`.
+        dtype: of the result's floating-point leaves; None takes `target_shapes`' own.
+
+    Returns:
+        `target_shapes`' tree with numpy arrays.
+
+    Raises:
+        WeightsError: missing, unexpected, doubly matched or wrongly shaped names, all of them.
+    """
+    shapes = dict(named_leaves(target_shapes))
+    assignments = _assign(source, param_map, shapes)
+    arrays = {name: np.empty(s.shape, _dtype(s.dtype, dtype)) for name, s in shapes.items()}
+    for a in sorted(assignments, key=lambda a: -int(np.prod(source.shape(a.source)))):
+        _fill(arrays[a.target], a, source)
+    return jax.tree.unflatten(jax.tree.structure(target_shapes), list(arrays.values()))
+
+
+def _fill(array: np.ndarray, assignment: _Assignment, source: TensorSource) -> None:
+    target = array if assignment.layer is None else array[assignment.layer]
+    # casts while copying: no temporary in the target's dtype or layout
+    target[...] = _transform(assignment.rule)(source.read(assignment.source))
+
+
+def _assign(
+    source: TensorSource, param_map: Sequence[Rule], shapes: dict[str, jax.ShapeDtypeStruct]
+) -> list[_Assignment]:
+    problems = _Problems()
+    rules = [(re.compile(rule.source), rule) for rule in param_map]
+    assignments: list[_Assignment] = []
+    for name in source.names():
+        matches = [(m, rule) for pattern, rule in rules if (m := pattern.fullmatch(name))]
+        if len(matches) != 1:
+            kind = "matched by several rules" if matches else "unexpected"
+            problems.add(kind, name)
+        elif matches[0][1].target is not None:
+            assignments.append(_assignment(name, *matches[0]))
+    assignments = [a for a in assignments if _is_possible(a, source, shapes, problems)]
+    _check_slots(assignments, shapes, problems)
+    problems.raise_if_any()
+    return assignments
+
+
+def _assignment(name: str, match: re.Match[str], rule: Rule) -> _Assignment:
+    layer = match.groupdict().get("layer")
+    return _Assignment(name, str(rule.target), None if layer is None else int(layer), rule)
+
+
+def _is_possible(
+    a: _Assignment,
+    source: TensorSource,
+    shapes: dict[str, jax.ShapeDtypeStruct],
+    problems: _Problems,
+) -> bool:
+    """Whether the slot exists; a wrong shape is reported but fills its slot all the same."""
+    if a.target not in shapes:
+        problems.add("mapped to a parameter the model does not have", f"{a.source} -> {a.target}")
+        return False
+    shape = tuple(shapes[a.target].shape)
+    if a.layer is not None:
+        if not shape or a.layer >= shape[0]:
+            problems.add("of a layer the model does not have", f"{a.source} -> {a.slot} of {shape}")
+            return False
+        shape = shape[1:]
+    given = _transformed_shape(a.rule, source.shape(a.source))
+    if given is not None and given != shape:
+        problems.add(
+            "of the wrong shape", f"{a.source} {source.shape(a.source)} -> {a.slot} {shape}"
+        )
+    return True
+
+
+def _check_slots(
+    assignments: Sequence[_Assignment],
+    shapes: dict[str, jax.ShapeDtypeStruct],
+    problems: _Problems,
+) -> None:
+    filled: dict[str, dict[int | None, list[str]]] = {name: {} for name in shapes}
+    for a in assignments:
+        filled[a.target].setdefault(a.layer, []).append(a.source)
+    for target, slots in filled.items():
+        stacked = any(layer is not None for layer in slots)
+        expected = range(shapes[target].shape[0]) if stacked else (None,)
+        for slot in expected:
+            if slot not in slots:
+                problems.add("missing", target if slot is None else f"{target}[{slot}]")
+        for slot, names in slots.items():
+            if len(names) > 1 or slot not in expected:
+                problems.add("filling one slot twice", f"{' and '.join(names)} -> {target}")
+
+
+def _transform(rule: Rule) -> Callable[[np.ndarray], np.ndarray]:
+    if callable(rule.transform):
+        return rule.transform
+    if rule.transform not in _TRANSFORMS:
+        raise WeightsError(
+            f"rule {rule.source!r} has transform {rule.transform!r}; known: {', '.join(_TRANSFORMS)}, "
+            "or a function"
+        )
+    return _TRANSFORMS[rule.transform]
+
+
+def _transformed_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | None:
+    """Shape after the transform, without data; the given one if the rank is already wrong."""
+    if not callable(rule.transform) and len(shape) != _RANKS.get(rule.transform, len(shape)):
+        return shape
+    # a zero-stride stand-in: transforms only move axes, so no memory is touched
+    stand_in = np.broadcast_to(np.float32(0), shape)
+    return tuple(_transform(rule)(stand_in).shape)
+
+
+def _dtype(own: np.dtype, wanted: np.dtype | type | str | None) -> np.dtype:
+    is_float = jax.numpy.issubdtype(own, jax.numpy.floating)
+    return np.dtype(own if wanted is None or not is_float else wanted)

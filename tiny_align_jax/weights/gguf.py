@@ -1,0 +1,252 @@
+"""GGUF checkpoints, presented as Hugging Face tensors and config.
+
+llama.cpp's converter changes three things that are undone here: names, the row order of
+`attn_q`/`attn_k` of the llama architecture (its rotary embedding pairs neighbours, Hugging Face's
+pairs halves) and Gemma's norm weights (it stores 1 + w).
+
+Source: https://github.com/ggml-org/llama.cpp, gguf-py and convert_hf_to_gguf.py (read, not copied).
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gguf
+import ml_dtypes
+import numpy as np
+
+from tiny_align_jax.types import AssetError, WeightsError
+from tiny_align_jax.weights.source import select_rows
+
+_OUTSIDE = {
+    "token_embd": "model.embed_tokens",
+    "output_norm": "model.norm",
+    "output": "lm_head",
+}
+_LAYER = {
+    "attn_norm": "input_layernorm",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_output": "self_attn.o_proj",
+    "ffn_gate": "mlp.gate_proj",
+    "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}
+# What differs between architectures: norms around the feed-forward block, and norms of q and k.
+_NORMS = {
+    "llama": {"ffn_norm": "post_attention_layernorm"},
+    "gemma3": {
+        "post_attention_norm": "post_attention_layernorm",
+        "ffn_norm": "pre_feedforward_layernorm",
+        "post_ffw_norm": "post_feedforward_layernorm",
+        "attn_q_norm": "self_attn.q_norm",
+        "attn_k_norm": "self_attn.k_norm",
+    },
+}
+ARCHITECTURES = tuple(_NORMS)
+_ROPE_FACTORS = (
+    "rope_freqs.weight"  # Llama 3's rotary scaling as numbers; config.json has it in words
+)
+_FLOATS = {
+    gguf.GGMLQuantizationType.F64: np.dtype(np.float64),
+    gguf.GGMLQuantizationType.F32: np.dtype(np.float32),
+    gguf.GGMLQuantizationType.F16: np.dtype(np.float16),
+    gguf.GGMLQuantizationType.BF16: np.dtype(ml_dtypes.bfloat16),
+}
+
+
+class _Tensor(NamedTuple):
+    offset: int  # byte offset in the file
+    kind: gguf.GGMLQuantizationType
+    shape: tuple[int, ...]  # numpy order: [out, in]
+
+
+class RawTensor(NamedTuple):
+    """A tensor as stored: rows of quantised blocks.
+
+    Attributes:
+        data: uint8 [out, bytes a row], rows in Hugging Face's order.
+        kind: how `gguf.quants.dequantize` reads a row.
+        shape: of the dequantised matrix, [out, in].
+    """
+
+    data: np.ndarray
+    kind: gguf.GGMLQuantizationType
+    shape: tuple[int, ...]
+
+
+class GGUFSource:
+    """TensorSource over one GGUF file of the llama or gemma3 architecture.
+
+    Attributes:
+        path: the file.
+        metadata: every key of the file, as Python values.
+        architecture: 'llama' or 'gemma3'.
+    """
+
+    def __init__(self, path: str | os.PathLike):
+        """Reads metadata and the table of tensors, not their data.
+
+        Raises:
+            AssetError: no such file.
+            WeightsError: not GGUF, truncated, an architecture or tensor we do not know.
+        """
+        self.path = Path(path)
+        self.metadata, self._stored = _read_table(self.path)
+        self.architecture = str(self.metadata.get("general.architecture"))
+        if self.architecture not in _NORMS:
+            raise WeightsError(
+                f"{path}: architecture {self.architecture!r}; known: {', '.join(ARCHITECTURES)}"
+            )
+        self._names = _hf_names(self.path, self.architecture, self._stored)
+
+    def names(self) -> tuple[str, ...]:
+        """All tensor names, sorted."""
+        return tuple(sorted(self._names))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Shape of one tensor, without reading it."""
+        return self._tensor(name).shape
+
+    def dtype(self, name: str) -> np.dtype:
+        """Dtype that `read` returns: the stored one, float32 for quantised blocks."""
+        return _FLOATS.get(self._tensor(name).kind, np.dtype(np.float32))
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, dequantised, in Hugging Face's row order."""
+        shape = self.shape(name)
+        if len(shape) == 1:
+            values = self._dequantise(name, self._bytes(name)).reshape(shape)
+            order = self._row_order(name)
+            values = values if order is None else values[order]
+            return values - 1 if self._is_shifted_norm(name) else values
+        return self._dequantise(name, self.raw(name).data).reshape(shape)
+
+    def rows(self, name: str, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        """Rows `ids` of a matrix, dequantised, [len(ids), width].
+
+        Raises:
+            WeightsError: an id outside the matrix, or not a matrix.
+        """
+        return select_rows(name, self.shape(name), ids, lambda ids: self._rows(name, ids))
+
+    def raw(self, name: str) -> RawTensor:
+        """One matrix as stored, for a reader that keeps it quantised."""
+        _, kind, shape = self._tensor(name)
+        data, order = self._bytes(name), self._row_order(name)
+        return RawTensor(data if order is None else data[order], kind, shape)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Metadata of this architecture, e.g. `get('attention.head_count')`."""
+        return self.metadata.get(f"{self.architecture}.{key}", default)
+
+    def require(self, key: str) -> Any:
+        """As `get`, for a key that cannot be done without.
+
+        Raises:
+            WeightsError: the file does not have it.
+        """
+        value = self.get(key)
+        if value is None:
+            raise WeightsError(f"{self.path} has no metadata {self.architecture}.{key}")
+        return value
+
+    def rope_factors(self) -> np.ndarray | None:
+        """Llama 3's rotary frequency divisors, [head width / 2], if the file has them."""
+        if _ROPE_FACTORS not in self._stored:
+            return None
+        offset, _, shape = self._stored[_ROPE_FACTORS]
+        return np.fromfile(self.path, np.float32, count=shape[0], offset=offset)
+
+    def _rows(self, name: str, ids: np.ndarray) -> np.ndarray:
+        order = self._row_order(name)
+        stored = self._bytes(name)[ids if order is None else order[ids]]
+        return self._dequantise(name, stored).reshape(len(ids), self.shape(name)[1])
+
+    def _bytes(self, name: str) -> np.ndarray:
+        """Memory map of the stored bytes, uint8 [rows, bytes a row], in the file's row order."""
+        offset, kind, shape = self._tensor(name)
+        block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        num_rows = int(np.prod(shape[:-1], dtype=np.int64))
+        row_bytes = shape[-1] // block_size * block_bytes
+        return np.memmap(self.path, np.uint8, "r", offset=offset, shape=(num_rows, row_bytes))
+
+    def _dequantise(self, name: str, stored: np.ndarray) -> np.ndarray:
+        kind = self._tensor(name).kind
+        if kind in _FLOATS:
+            return np.ascontiguousarray(stored).view(_FLOATS[kind])
+        try:
+            return gguf.quants.dequantize(stored, kind)
+        except NotImplementedError as error:
+            raise WeightsError(
+                f"{self.path}: {name} is {kind.name}, which `gguf` cannot read"
+            ) from error
+
+    def _row_order(self, name: str) -> np.ndarray | None:
+        """Stored row of each Hugging Face row, if they differ."""
+        match = re.search(r"self_attn\.([qk])_proj\.", name)
+        if self.architecture != "llama" or not match:
+            return None
+        heads = int(self.require("attention.head_count"))
+        if match[1] == "k":
+            heads = int(self.get("attention.head_count_kv", heads))
+        num_rows = self.shape(name)[0]
+        order = np.arange(num_rows).reshape(heads, num_rows // heads // 2, 2)
+        return order.swapaxes(1, 2).reshape(num_rows)
+
+    def _is_shifted_norm(self, name: str) -> bool:
+        return self.architecture == "gemma3" and name.endswith("norm.weight")
+
+    def _tensor(self, name: str) -> _Tensor:
+        if name not in self._names:
+            raise WeightsError(
+                f"no tensor {name!r} in {self.path}; it has {len(self._names)} others"
+            )
+        return self._stored[self._names[name]]
+
+
+def _read_table(path: Path) -> tuple[dict[str, Any], dict[str, _Tensor]]:
+    """The reader is dropped afterwards: it maps the whole file and holds a view per token."""
+    if not path.is_file():
+        raise AssetError(f"{path} does not exist; expected a .gguf file")
+    try:
+        reader = gguf.GGUFReader(path)
+        metadata = {name: field.contents() for name, field in reader.fields.items()}
+    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
+        raise WeightsError(
+            f"{path} is truncated or no GGUF file ({error}); fetch it again"
+        ) from error
+    size = path.stat().st_size
+    short = [t.name for t in reader.tensors if t.data_offset + t.n_bytes > size]
+    if short:
+        raise WeightsError(
+            f"{path} is truncated: {short[0]} ends after its {size} bytes; fetch it again"
+        )
+    tensors = {
+        t.name: _Tensor(int(t.data_offset), t.tensor_type, tuple(int(n) for n in reversed(t.shape)))
+        for t in reader.tensors
+    }
+    return metadata, tensors
+
+
+def _hf_names(path: Path, architecture: str, stored: Mapping[str, _Tensor]) -> dict[str, str]:
+    """Hugging Face name -> stored name."""
+    layer_names = {**_LAYER, **_NORMS[architecture]}
+    names, strangers = {}, []
+    for name in stored:
+        match = re.fullmatch(r"(?:blk\.(\d+)\.)?(\w+)\.(weight|bias)", name)
+        module = match and (_OUTSIDE if match[1] is None else layer_names).get(match[2])
+        if match and module:
+            prefix = "" if match[1] is None else f"model.layers.{match[1]}."
+            names[f"{prefix}{module}.{match[3]}"] = name
+        elif name != _ROPE_FACTORS:
+            strangers.append(name)
+    if strangers:
+        raise WeightsError(
+            f"{path}: {len(strangers)} tensor(s) unknown to architecture {architecture!r}: "
+            f"{', '.join(sorted(strangers)[:10])}"
+        )
+    return names
