@@ -1,0 +1,72 @@
+"""The sections every experiment has, in data-flow order, filled with the defaults of the code.
+
+A config file calls `base()` and changes what makes it itself. Defaults live in the dataclasses of the
+library alone; here they are only shown, so that `--config.train.num_steps=100` works for every key.
+"""
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from tiny_align_jax import registry
+from tiny_align_jax.data import augment, prompts
+from tiny_align_jax.train import loop, optimizer
+
+
+def base() -> ConfigDict:
+    """All sections; see docs/architecture.md for the order of the data."""
+    config = ConfigDict()
+    config.seed = 0
+    config.dataset = plugin("datasets", "speechocean762")
+    config.split = ConfigDict(
+        {
+            "train": "train",  # the corpus's own split that train and validation come from
+            "test": "test",  # never looked at before scoring
+            "validation_speakers": 12,  # taken out of train
+            "train_speakers": 0,  # keep only so many; 0 keeps all
+            "train_fraction": 1.0,  # share of the training utterances to keep
+            "seed": 0,
+        }
+    )
+    config.encoder = ConfigDict(
+        {
+            "asset": "whisper-tiny.en",  # asset name, hub id or folder
+            "window_s": 10.24,  # every utterance is padded to it; part of the cache key
+            "layers": (-1,),  # hidden states kept as features; -1 is the last
+            "dtype": "float32",
+        }
+    )
+    config.features = ConfigDict(
+        {
+            "batch_size": 8,  # utterances an encoder call
+            "too_long": "skip",  # longer than the window: 'error', 'skip' or 'truncate'
+            "bad_audio": "skip",  # unreadable or silent audio: 'error' or 'skip', always by name
+        }
+    )
+    config.llm = ConfigDict({"asset": "smollm2-135m-instruct", "dtype": "float32"})
+    config.vocabulary = ConfigDict(
+        {
+            "kind": "pieces",  # rows of the LLM's table that are read: 'full', 'seen', 'pieces'
+            "min_count": 16,  # 'pieces': rarer tokens are spelled with shorter ones
+        }
+    )
+    config.augment = from_dataclass(augment.Config())
+    config.projector = plugin("projectors", "bridgeformer")
+    config.objective = plugin("objectives", "embedlink_ctc")
+    config.optimizer = from_dataclass(optimizer.Config())
+    config.train = from_dataclass(loop.Config())
+    config.prompt = from_dataclass(prompts.Config())
+    return config
+
+
+def plugin(family: str, name: str, **overrides: Any) -> ConfigDict:
+    """Section `{'name': name, name: {all keys of the plug-in with their values}}`."""
+    module = registry.resolve(family, name)
+    values = dataclasses.asdict(registry.make_config(module, overrides))
+    return ConfigDict({"name": name, name: values})
+
+
+def from_dataclass(value: Any) -> ConfigDict:
+    """Section with every field of a dataclass instance."""
+    return ConfigDict(dataclasses.asdict(value))

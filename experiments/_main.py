@@ -1,0 +1,65 @@
+"""What every experiment does before its work: flags, environment, paths and errors, in one place.
+
+The library reads no environment; these are the only variables, and the log shows them:
+    TINY_ALIGN_DATA   folder of corpora (default of every dataset's root)
+    TINY_ALIGN_CACHE  folder of weights and features (default ~/.cache/tiny_align)
+"""
+
+import json
+import logging as std_logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags, logging
+from ml_collections import ConfigDict
+
+from tiny_align_jax.types import TinyAlignError
+
+CACHE_DIR = flags.DEFINE_string(
+    "cache_dir",
+    os.environ.get("TINY_ALIGN_CACHE", str(Path.home() / ".cache" / "tiny_align")),
+    "Folder of fetched weights and cached features (default: TINY_ALIGN_CACHE).",
+)
+
+
+def run(main: Callable[[Sequence[str]], None]) -> None:
+    """Runs an absl main; an error that a user can mend ends in one clear line and exit code 2."""
+
+    def guarded(argv: Sequence[str]) -> None:
+        if len(argv) > 1:
+            raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
+        logging.set_verbosity(logging.INFO)
+        try:
+            main(argv)
+        except TinyAlignError as error:
+            logging.flush()
+            print(f"\nerror: {error}", file=sys.stderr)
+            sys.exit(2)
+
+    app.run(guarded)
+
+
+def resolve_config(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain mappings, corpus roots filled in from TINY_ALIGN_DATA."""
+    plain = json.loads(config.to_json_best_effort())
+    for name, section in plain.get("dataset", {}).items():
+        if isinstance(section, dict) and section.get("root") == "":
+            section["root"] = data_root(name)
+    return plain
+
+
+def data_root(name: str) -> str:
+    """Default root of a corpus: its folder under TINY_ALIGN_DATA, or ''."""
+    root = os.environ.get("TINY_ALIGN_DATA", "")
+    return str(Path(root) / name) if root else ""
+
+
+def log_to_file(path: Path) -> None:
+    """Sends a copy of the log to `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = std_logging.FileHandler(path)
+    handler.setFormatter(logging.PythonFormatter())
+    std_logging.getLogger().addHandler(handler)

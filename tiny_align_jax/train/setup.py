@@ -1,0 +1,292 @@
+"""From a config to a `Run`: corpus, split, cached features, vocabulary, table rows, modules.
+
+Holds the encoder only while features are missing, and never the LLM unless the objective asks for it.
+"""
+
+import dataclasses
+import functools
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+import tiny_align_jax
+from tiny_align_jax import registry
+from tiny_align_jax.data import augment, batching, prompts, splits, tokenizer, vocabulary
+from tiny_align_jax.features import extract
+from tiny_align_jax.train import loop, optimizer
+from tiny_align_jax.train.partition import partition
+from tiny_align_jax.train.step import StepSpec, TrainState, init_state
+from tiny_align_jax.types import ConfigError, DataError, Frozen, PyTree, Reading, Utterance
+from tiny_align_jax.weights import assets, loading
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A run and what to write beside its weights.
+
+    Attributes:
+        run: for `loop.fit`.
+        state: at step 0.
+        card: contents of projector.json.
+        split: utterances by role.
+        skipped: reason of every training utterance left out, by id.
+    """
+
+    run: loop.Run
+    state: TrainState
+    card: dict[str, Any]
+    split: splits.Split
+    skipped: Mapping[str, str]
+
+
+def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) -> Prepared:
+    """Everything `loop.fit` needs; extracts features that the cache lacks.
+
+    Args:
+        config: resolved sections, as plain mappings.
+        cache_dir: folder of weights and features.
+        progress: show progress bars.
+
+    Raises:
+        TinyAlignError: of any stage, naming what is wrong.
+    """
+    split = read_split(config)
+    splits.refuse_leaks(split)
+    llm_folder = assets.resolve(config["llm"]["asset"], cache_dir)
+    words = tokenizer.load(llm_folder.path)
+    rows = vocabulary.build(
+        config["vocabulary"]["kind"],
+        [u.text for u in split.train],
+        words.token_strings(),
+        words.eos_id,
+        words,
+        config["vocabulary"]["min_count"],
+    )
+    module, module_config = registry.from_section("objectives", config["objective"])
+    frozen = load_frozen(module, llm_folder, rows, config, words)
+    cache, report, encoder_card = features(
+        config, cache_dir, [*split.train, *split.validation], progress
+    )
+    projector, projector_config = registry.from_section("projectors", config["projector"])
+    can_emit = functools.partial(
+        _can_emit, projector, projector_config, module, module_config
+    )
+    train_examples, skipped = examples(split.train, cache, report, rows, can_emit)
+    table_rms = float(np.sqrt(np.mean(np.square(frozen.table_VD))))
+    train_config = registry.make_config(loop, config["train"])
+    spec = StepSpec(
+        projector=projector.Projector(
+            projector_config,
+            frozen.table_VD.shape[1],
+            table_rms,
+            jnp.dtype(train_config.compute_dtype),
+        ),
+        objective=module,
+        objective_config=module_config,
+        optimizer=optimizer.make(
+            registry.make_config(optimizer, config["optimizer"]), train_config.num_steps
+        ),
+        augment=registry.make_config(augment, config["augment"]),
+        average_decay=train_config.average_decay,
+    )
+    validate = None
+    if split.validation:
+        validation_examples, _ = examples(
+            split.validation, cache, report, rows, can_emit, targets=False
+        )
+        references = {u.utterance_id: u.text for u in split.validation}
+        validate = make_validation(spec, frozen, validation_examples, rows, references)
+    run = loop.Run(train_config, spec, frozen, train_examples, validate, config["seed"])
+    params = loop.init_params(run)
+    trainable, fixed = partition(params, train_config.trainable, train_config.fixed)
+    card = {
+        "projector": config["projector"],
+        "objective": config["objective"],
+        "encoder": encoder_card,
+        "llm": {
+            "name": config["llm"]["asset"],
+            "fingerprint": llm_folder.fingerprint,
+            "dim": frozen.table_VD.shape[1],
+            "out_rms": table_rms,
+        },
+        "vocabulary": rows.to_json(),
+        "versions": versions(),
+    }
+    return Prepared(run, init_state(spec, trainable, fixed, config["seed"]), card, split, skipped)
+
+
+def read_split(config: Mapping[str, Any]) -> splits.Split:
+    """The split that the config names; speakers are disjoint unless the corpus says otherwise."""
+    module, module_config = registry.from_section("datasets", config["dataset"])
+    section = config["split"]
+    train = module.read(module_config, section["train"])
+    test = module.read(module_config, section["test"]) if section["test"] else []
+    split = splits.held_out(
+        train,
+        test,
+        section["validation_speakers"],
+        section["seed"],
+        section["train_speakers"] or None,
+    )
+    fraction = section["train_fraction"]
+    if not 0 < fraction <= 1:
+        raise ConfigError(f"split.train_fraction={fraction}; expected 0 < x <= 1")
+    keep = np.random.default_rng(section["seed"]).permutation(len(split.train))
+    kept = sorted(keep[: max(1, round(fraction * len(split.train)))])
+    return dataclasses.replace(split, train=tuple(split.train[i] for i in kept))
+
+
+def features(
+    config: Mapping[str, Any], cache_dir: str, utterances: Sequence[Utterance], progress: bool
+):
+    """Cached frames of the utterances, the extraction's report, and the encoder's card."""
+    section = config["encoder"]
+    folder = assets.resolve(section["asset"], cache_dir)
+    module, module_config = loading.encoder_config(folder)
+    dtype = jnp.dtype(section["dtype"])
+    cache, report = extract.extract(
+        utterances,
+        module,
+        module_config,
+        lambda: loading.load_encoder(folder, dtype)[2],
+        folder.fingerprint,
+        window_s=section["window_s"],
+        cache_dir=f"{cache_dir}/features",
+        layers=tuple(section["layers"]),
+        batch_size=config["features"]["batch_size"],
+        dtype=dtype,
+        long=config["features"]["too_long"],
+        bad_audio=config["features"]["bad_audio"],
+        progress=progress,
+    )
+    logging.info("features: %s", report)
+    card = {
+        "name": section["asset"],
+        "fingerprint": folder.fingerprint,
+        "window_s": section["window_s"],
+        "layers": list(section["layers"]),
+        "dtype": section["dtype"],
+        "dim": module_config.dim,
+    }
+    return cache, report, card
+
+
+def examples(
+    utterances: Sequence[Utterance],
+    cache,
+    report: extract.Report,
+    rows: vocabulary.Vocabulary,
+    can_emit,
+    targets: bool = True,
+) -> tuple[batching.Examples, dict[str, str]]:
+    """Examples of the utterances that have frames and a usable transcript; the rest by reason."""
+    skipped = {u.utterance_id: report.skipped[u.utterance_id] for u in utterances
+               if u.utterance_id in report.skipped}
+    ids, keys, target_rows = [], [], []
+    for u in utterances:
+        if u.utterance_id in skipped:
+            continue
+        key = report.keys[u.utterance_id]
+        try:
+            target = rows.encode(u.text) if targets else np.zeros(1, np.int32)
+        except DataError as error:
+            skipped[u.utterance_id] = str(error)
+            continue
+        if targets and not can_emit(cache.num_frames(key), target):
+            skipped[u.utterance_id] = (
+                f"{cache.num_frames(key)} frames are too few for {len(target)} targets"
+            )
+            continue
+        ids.append(u.utterance_id)
+        keys.append(key)
+        target_rows.append(target)
+    for utterance_id, reason in skipped.items():
+        logging.warning("skipped %s: %s", utterance_id, reason)
+    lengths = [cache.num_frames(k) for k in keys]
+    made = batching.make_examples(ids, lengths, target_rows, lambda i: cache.frames(keys[i]))
+    return made, skipped
+
+
+def load_frozen(
+    objective, llm_folder, rows: vocabulary.Vocabulary, config: Mapping[str, Any], words
+) -> Frozen:
+    """The frozen parts that `objective.NEEDS` names: table rows always, the LLM only if asked for."""
+    table = np.asarray(loading.embedding_rows(llm_folder, rows.row_ids), np.float32)
+    frozen = Frozen(table_VD=table, row_ids_V=rows.row_ids)
+    if "llm" not in objective.NEEDS:
+        return frozen
+    prompt = prompts.build(registry.make_config(prompts, config["prompt"]), words)
+    _, _, params, _ = loading.load_llm(llm_folder, jnp.dtype(config["llm"]["dtype"]))
+    return frozen.replace(
+        llm=params, prefix_ids_P=prompt.prefix_ids, suffix_ids_P=prompt.suffix_ids
+    )
+
+
+def make_reader(spec: StepSpec):
+    """Jitted (params, frozen, features_BTE, num_frames_B) -> Reading."""
+
+    @jax.jit
+    def read(params: PyTree, frozen: Frozen, features_BTE, num_frames_B) -> Reading:
+        mask_BT = jnp.arange(features_BTE.shape[1])[None] < num_frames_B[:, None]
+        audio_BAD, audio_mask_BA = spec.projector.apply(
+            {"params": params["projector"]}, features_BTE, mask_BT
+        )
+        return spec.objective.read(
+            spec.objective_config, params["objective"], audio_BAD, audio_mask_BA, frozen
+        )
+
+    return read
+
+
+def make_validation(
+    spec: StepSpec,
+    frozen: Frozen,
+    data: batching.Examples,
+    rows: vocabulary.Vocabulary,
+    references: Mapping[str, str],
+):
+    """Parameters -> corpus WER and ROUGE-1 of the nearest-row reading of validation speakers."""
+    read = make_reader(spec)
+    scorers = [registry.resolve("metrics", name) for name in ("wer", "rouge")]
+    wanted = ("wer", "rouge1")
+
+    def validate(params: PyTree) -> dict[str, float]:
+        texts, truths = [], []
+        for batch in loop.batches_of(data, 32, 2):
+            reading = read(params, frozen, batch.features_BTE, batch.num_frames_B)
+            kept = zip(
+                np.asarray(reading.rows_BA), np.asarray(reading.keep_BA), batch.index_B,
+                batch.weight_B, strict=True,
+            )
+            for row_A, keep_A, index, weight in kept:
+                if weight:
+                    texts.append(rows.decode(row_A[keep_A]))
+                    truths.append(references[data.ids[index]])
+        scores: dict[str, float] = {}
+        for scorer in scorers:
+            scores |= scorer.compute(scorer.Config(), truths, texts)
+        return {name: scores[name] for name in wanted}
+
+    return validate
+
+
+def versions() -> dict[str, str]:
+    """Versions that a reported number depends on."""
+    device = jax.devices()[0]
+    return {
+        "tiny_align_jax": tiny_align_jax.__version__,
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "device": f"{device.platform}: {device.device_kind}",
+    }
+
+
+def _can_emit(projector, projector_config, objective, objective_config, num_frames, target) -> bool:
+    repeats = int(np.sum(target[1:] == target[:-1]))
+    needed = objective.min_audio_tokens(objective_config, len(target), repeats)
+    return projector.num_audio_tokens(projector_config, num_frames) >= needed
