@@ -77,7 +77,9 @@ class Dense(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        params = {"kernel": self._stored_or("kernel", QuantisedKernel, (x.shape[-1], self.features))}
+        params = {
+            "kernel": self._stored_or("kernel", QuantisedKernel, (x.shape[-1], self.features))
+        }
         if self.use_bias:
             params["bias"] = self.param("bias", nn.initializers.zeros, (self.features,))
         return dense(params, x)
@@ -117,23 +119,54 @@ class RMSNorm(nn.Module):
         return (x32 * (self.offset + scale)).astype(x.dtype)
 
 
+HeadNorm = Callable[[int, str], nn.Module]
+
+
+def rms_head_norm(eps: float, offset: float = 0.0) -> HeadNorm:
+    """Makes RMS norms of queries or keys [B, N, heads, K] over K, with one scale for all heads.
+
+    A function, not a method of the block: a method would create the norm in the block's scope.
+    """
+    return lambda num_heads, name: RMSNorm(eps, offset, name=name)
+
+
+def layer_head_norm(eps: float) -> HeadNorm:
+    """Makes layer norms of queries or keys [B, N, heads, K] over K, with a scale for every head."""
+    return lambda num_heads, name: PerHeadLayerNorm(eps, num_heads, name=name)
+
+
 class LayerNorm(nn.Module):
-    """Layer norm in float32; `num_heads` gives every head of [..., H, K] its own scale."""
+    """Layer norm in float32."""
 
     eps: float
-    use_bias: bool = True
-    num_heads: int | None = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        shape = (x.shape[-1],) if self.num_heads is None else (self.num_heads, x.shape[-1])
-        x32 = x.astype(jnp.float32)
-        x32 -= jnp.mean(x32, axis=-1, keepdims=True)
-        x32 *= jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.eps)
-        x32 *= self.param("scale", nn.initializers.ones, shape)
-        if self.use_bias:
-            x32 += self.param("bias", nn.initializers.zeros, shape)
-        return x32.astype(x.dtype)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],))
+        bias = self.param("bias", nn.initializers.zeros, (x.shape[-1],))
+        return (_standardise(x, self.eps) * scale + bias).astype(x.dtype)
+
+
+class PerHeadLayerNorm(nn.Module):
+    """Layer norm of [B, N, heads, K] over K, every head with a scale of its own, no bias."""
+
+    eps: float
+    num_heads: int
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        scales = [
+            self.param(f"scale_{head}", nn.initializers.ones, (x.shape[-1],))
+            for head in range(self.num_heads)
+        ]
+        return (_standardise(x, self.eps) * jnp.stack(scales)).astype(x.dtype)
+
+
+def _standardise(x: Array, eps: float) -> Array:
+    """Zero mean and unit variance over the last axis, float32."""
+    x32 = x.astype(jnp.float32)
+    x32 -= jnp.mean(x32, axis=-1, keepdims=True)
+    return x32 * jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + eps)
 
 
 class Attention(nn.Module):
@@ -158,7 +191,7 @@ class Attention(nn.Module):
     fused: bool = False
     scale: float | None = None
     soft_cap: float | None = None
-    head_norm: Callable[[int, str], nn.Module] | None = None
+    head_norm: HeadNorm | None = None
 
     @nn.compact
     def __call__(

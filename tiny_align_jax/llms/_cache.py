@@ -13,6 +13,7 @@ in place. As scanned inputs and outputs, the whole cache would be copied once fo
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import flax.struct
@@ -75,9 +76,9 @@ class Context:
         length: slots filled before this call.
     """
 
-    cos: list[Array]
-    sin: list[Array]
-    masks: list[Array]
+    cos: Sequence[Array]
+    sin: Sequence[Array]
+    masks: Sequence[Array]
     length: Array
 
     def of_kind(self, kind: Array) -> tuple[Array, Array, Array]:
@@ -85,7 +86,7 @@ class Context:
         return _pick(self.cos, kind), _pick(self.sin, kind), _pick(self.masks, kind)
 
 
-def _pick(options: list[Array], kind: Array) -> Array:
+def _pick(options: Sequence[Array], kind: Array) -> Array:
     chosen = options[0]
     for i, option in enumerate(options[1:], start=1):
         chosen = jnp.where(kind == i, option, chosen)

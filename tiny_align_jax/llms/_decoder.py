@@ -72,7 +72,7 @@ class Decoder(nn.Module):
             block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
-            in_axes=(0, nn.broadcast),
+            in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=self.config.num_layers,
         )(self.config, name="layers")
         views = _cache.LayerView(

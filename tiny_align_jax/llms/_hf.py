@@ -5,7 +5,7 @@ gives a model that runs and is wrong. So every attribute is taken, declared harm
 all complaints come in one error.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from tiny_align_jax.types import ConfigError
@@ -15,15 +15,47 @@ _MISSING = object()
 # No effect on the forward pass of a frozen, deterministic decoder: bookkeeping, token ids (the
 # tokenizer's matter), initialisation, dropout, generation defaults and lengths that only size tables.
 HARMLESS = frozenset(
-    """
-    _attn_implementation _attn_implementation_autoset _name_or_path _sliding_window_pattern
-    add_cross_attention architectures attention_dropout auto_map bos_token_id cache_implementation
-    chunk_size_feed_forward dtype embd_pdrop embedding_dropout eos_token_id exponential_decay_length_penalty
-    hidden_dropout id2label initializer_range is_decoder is_encoder_decoder is_llama_config
-    keys_to_ignore_at_inference label2id max_position_embeddings model_type num_logits_to_keep
-    output_attentions output_hidden_states pad_token_id problem_type resid_pdrop return_dict tokenizer_class
-    torch_dtype transformers.js_config transformers_version unsloth_fixed use_cache
-    """.split()
+    (
+        "_attn_implementation",
+        "_attn_implementation_autoset",
+        "_name_or_path",
+        "_sliding_window_pattern",
+        "add_cross_attention",
+        "architectures",
+        "attention_dropout",
+        "auto_map",
+        "bos_token_id",
+        "cache_implementation",
+        "chunk_size_feed_forward",
+        "dtype",
+        "embd_pdrop",
+        "embedding_dropout",
+        "eos_token_id",
+        "exponential_decay_length_penalty",
+        "hidden_dropout",
+        "id2label",
+        "initializer_range",
+        "is_decoder",
+        "is_encoder_decoder",
+        "is_llama_config",
+        "keys_to_ignore_at_inference",
+        "label2id",
+        "max_position_embeddings",
+        "model_type",
+        "num_logits_to_keep",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "problem_type",
+        "resid_pdrop",
+        "return_dict",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "unsloth_fixed",
+        "use_cache",
+    )
 )
 
 
@@ -55,7 +87,7 @@ class Attributes:
         """`name` may be absent or one of `allowed`: values under which it changes nothing for us."""
         value = self._left.pop(name, None)
         if value is not None and value not in allowed:
-            shown = ", ".join(repr(a) for a in allowed)
+            shown = ", ".join(repr(a) for a in allowed) or "null"
             self.complain(f"{name} is {value!r}; only {shown} is implemented")
 
     def choose(self, name: str, default: Any, known: Collection[Any]) -> Any:
@@ -89,11 +121,22 @@ class Attributes:
             )
 
 
-def check_model_type(
-    attributes: Attributes, hf: Mapping[str, Any], known: tuple[str, ...]
-) -> str:
+def check_model_type(attributes: Attributes, hf: Mapping[str, Any], known: tuple[str, ...]) -> str:
     """`model_type`, with a complaint unless it is one of `known`."""
     model_type = hf.get("model_type")
     if model_type not in known:
         attributes.complain(f"model_type is {model_type!r}; this family reads {', '.join(known)}")
     return str(model_type)
+
+
+def layers_of_type(
+    attributes: Attributes, types: Sequence[str], num_layers: int, wanted: str
+) -> tuple[int, ...]:
+    """Indices of the layers that `layer_types` calls `wanted`; complains about unknown kinds."""
+    if len(types) != num_layers:
+        attributes.complain(f"layer_types has {len(types)} entries for {num_layers} layers")
+    for kind in sorted(set(types) - {"full_attention", "sliding_attention"}):
+        attributes.complain(
+            f"layer_types has {kind!r}; implemented: 'full_attention', 'sliding_attention'"
+        )
+    return tuple(i for i, kind in enumerate(types) if kind == wanted)

@@ -45,7 +45,12 @@ class Rope:
     magnitude: float = 1.0
 
 
-def rope_from_hf(attributes: Attributes, head_dim: int, max_length: int | None) -> Rope:
+def rope_from_hf(
+    attributes: Attributes,
+    head_dim: int,
+    max_length: int | None,
+    default_fraction: float = 1.0,
+) -> Rope:
     """Reads `rope_theta`, `rope_scaling` and `partial_rotary_factor`, old or new dialect.
 
     Up to transformers 4 they are top-level attributes; from 5 on `rope_parameters` holds them all.
@@ -54,9 +59,10 @@ def rope_from_hf(attributes: Attributes, head_dim: int, max_length: int | None) 
         attributes: where problems are reported, too.
         head_dim: K.
         max_length: `max_position_embeddings`, only used by 'longrope'.
+        default_fraction: rotated part of each head where the file does not say.
     """
     theta = attributes.take("rope_theta", 10_000.0)
-    fraction = attributes.take("partial_rotary_factor", 1.0)
+    fraction = attributes.take("partial_rotary_factor", default_fraction)
     original_length = attributes.take("original_max_position_embeddings", None)
     scaling = {
         "rope_theta": theta,
@@ -150,7 +156,7 @@ def angles(rope: Rope, positions_BN: Array, mask_BN: Array) -> tuple[Array, Arra
         cos_BNR, sin_BNR: float32, R = rope.dim // 2.
     """
     frequencies_R = jnp.asarray(_frequencies(rope), jnp.float32)
-    if rope.long_factors:
+    if rope.original_length is not None and rope.long_factors:
         # transformers picks by the longest row of the batch; by row keeps batch == single.
         last_B = jnp.max(jnp.where(mask_BN, positions_BN, 0), axis=-1)
         is_long_B11 = (last_B + 1 > rope.original_length)[:, None, None]

@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import jax
 from flax import linen as nn
 
 from tiny_align_jax.llms import _blocks, _hf
@@ -47,6 +46,8 @@ PARAM_MAP: tuple[Rule, ...] = (
     Rule(r"model\..*rotary_emb\.inv_freq", None),  # Old checkpoints keep this constant.
 )
 
+_ROPE = Rope(theta=100_000.0, dim=64)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -73,7 +74,7 @@ class Config:
     head_dim: int = 64
     mlp_dim: int = 1536
     norm_eps: float = 1e-5
-    rope: Rope = Rope(theta=100_000.0, dim=64)
+    rope: Rope = _ROPE
     tied_head: bool = True
     qkv_bias: bool = False
     out_bias: bool = False
@@ -164,7 +165,7 @@ def _windows(
     if types is None:
         layers = tuple(range(first, num_layers))
     else:
-        layers = tuple(i for i, kind in enumerate(types) if kind == "sliding_attention")
+        layers = _hf.layers_of_type(attributes, types, num_layers, "sliding_attention")
     return (window, layers) if layers else (None, ())
 
 
@@ -191,7 +192,7 @@ class Block(nn.Module):
             head_dim=c.head_dim,
             qkv_bias=c.qkv_bias,
             out_bias=c.out_bias,
-            head_norm=self._head_norm if c.head_norm else None,
+            head_norm=_blocks.rms_head_norm(c.norm_eps) if c.head_norm else None,
             name="attention",
         )
         normed = _blocks.RMSNorm(c.norm_eps, name="attention_norm")(x_BND)
@@ -201,10 +202,6 @@ class Block(nn.Module):
         activation = _blocks.ACTIVATIONS[c.activation]
         x_BND += _blocks.GatedMLP(c.mlp_dim, activation, c.mlp_bias, name="mlp")(normed)
         return (x_BND, cache), None
-
-    def _head_norm(self, num_heads: int, name: str) -> nn.Module:
-        del num_heads  # One scale for all heads.
-        return _blocks.RMSNorm(self.config.norm_eps, name=name)
 
 
 class LLM(Decoder):
