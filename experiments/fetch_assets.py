@@ -15,6 +15,7 @@ from absl import app, flags
 
 from tiny_align_jax.types import TinyAlignError
 from tiny_align_jax.weights import assets
+from tiny_align_jax.weights.folder import verify
 
 _QUICKSTART = ("whisper-tiny.en", "smollm2-135m-instruct", "piper-en-us-joe-medium")
 _DEFAULT_CACHE = os.environ.get("TINY_ALIGN_CACHE", "~/.cache/tiny_align")
@@ -45,7 +46,7 @@ def main(argv: list[str]) -> None:
         try:
             folder = assets.resolve(name, _CACHE_DIR.value)
             if _VERIFY.value:
-                assets.verify(folder)
+                verify(folder)
             size = sum(f.stat().st_size for f in folder.path.rglob("*") if f.is_file())
             rows.append(
                 (folder.name, folder.origin, _mb(size), folder.fingerprint[:12], str(folder.path))

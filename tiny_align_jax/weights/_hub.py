@@ -9,7 +9,7 @@ import huggingface_hub
 from huggingface_hub import errors
 
 from tiny_align_jax.types import AssetError
-from tiny_align_jax.weights import canonical
+from tiny_align_jax.weights.folder import sha256
 from tiny_align_jax.weights.safetensors import INDEX_FILE, WEIGHTS_FILE, weight_map
 
 _SMALL_FILES = (
@@ -114,9 +114,7 @@ def _explained(hub_id: str, error: Exception) -> Exception:
 
 
 def _check(hub_id: str, folder: Path, digests: Mapping[str, str | None]) -> None:
-    wrong = [
-        n for n, digest in digests.items() if digest and canonical.sha256(folder / n) != digest
-    ]
+    wrong = [n for n, digest in digests.items() if digest and sha256(folder / n) != digest]
     if wrong:
         raise AssetError(f"{hub_id}: {', '.join(wrong)} fail their SHA-256; fetch again")
 

@@ -15,8 +15,6 @@ from tiny_align_jax.types import PyTree, Rule, WeightsError
 from tiny_align_jax.weights.safetensors import named_leaves
 from tiny_align_jax.weights.source import TensorSource
 
-_MAX_LISTED = 40  # names a category in one message
-
 _TRANSFORMS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     "copy": lambda x: x,
     "linear": lambda x: x.T,
@@ -52,15 +50,38 @@ class _Problems:
         if not self.kinds:
             return
         lines = [
-            f"  {kind} ({len(items)}): {', '.join(sorted(items)[:_MAX_LISTED])}"
-            + (", ..." if len(items) > _MAX_LISTED else "")
-            for kind, items in self.kinds.items()
+            f"  {kind} ({len(x)}): {', '.join(_collapsed(x))}" for kind, x in self.kinds.items()
         ]
         raise WeightsError(
             "the checkpoint does not fit the model:\n"
             + "\n".join(lines)
             + "\nEither config.json belongs to other weights, or the family's PARAM_MAP lacks a rule."
         )
+
+
+def _collapsed(items: Sequence[str]) -> list[str]:
+    """The same thing in many layers as one entry: 'layers.{0,1,2}.mlp.up_proj.weight'."""
+    layers: dict[str, list[str]] = {}
+    for item in items:
+        layer = re.search(r"(?<=\.)\d+(?=\.)|(?<=\[)\d+(?=\])", item)
+        number = layer.group() if layer else ""
+        # every later mention of the same layer too: 'layers.3.a -> a[3]'
+        pattern = re.sub(rf"\b{number}\b(?=[.\]])", "{}", item) if layer else item
+        layers.setdefault(pattern, []).append(number)
+    return [
+        pattern.replace("{}", _numbers(numbers)) if len(numbers) > 1 or numbers[0] else pattern
+        for pattern, numbers in sorted(layers.items())
+    ]
+
+
+def _numbers(numbers: Sequence[str]) -> str:
+    """'7', '{0,3,4}' or '{0..17}'."""
+    values = sorted({int(n) for n in numbers})
+    if len(values) == 1:
+        return str(values[0])
+    if len(values) > 2 and values == list(range(values[0], values[-1] + 1)):
+        return f"{{{values[0]}..{values[-1]}}}"
+    return "{" + ",".join(map(str, values)) + "}"
 
 
 def convert(

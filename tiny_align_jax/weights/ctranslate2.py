@@ -158,14 +158,16 @@ class CTranslate2Source:
         return self._parts[name]
 
 
-def generation_config(ct2_config: Mapping[str, Any]) -> dict[str, Any]:
-    """transformers' generation_config.json from CTranslate2's config.json."""
+def generation_config(folder: Path) -> dict[str, Any]:
+    """transformers' generation_config.json from CTranslate2's config.json ({} if there is none)."""
+    path = folder / "config.json"
+    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     names = {
         "alignment_heads": "alignment_heads",
         "suppress_ids": "suppress_tokens",
         "suppress_ids_begin": "begin_suppress_tokens",
     }
-    return {hf: ct2_config[ct2] for ct2, hf in names.items() if ct2 in ct2_config}
+    return {hf: stored[ct2] for ct2, hf in names.items() if ct2 in stored}
 
 
 def _read_variables(path: Path) -> dict[str, _Variable]:
@@ -289,9 +291,3 @@ def _hf_names(variable: str) -> dict[str, _Part]:
         for target, index, count in targets
         if match
     }
-
-
-def read_ct2_config(folder: Path) -> dict[str, Any]:
-    """CTranslate2's own config.json beside a model.bin ({} if there is none)."""
-    path = folder / "config.json"
-    return json.loads(path.read_text()) if path.is_file() else {}

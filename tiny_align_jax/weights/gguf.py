@@ -17,7 +17,8 @@ import gguf
 import ml_dtypes
 import numpy as np
 
-from tiny_align_jax.types import AssetError, WeightsError
+from tiny_align_jax.types import WeightsError
+from tiny_align_jax.weights._gguf_file import StoredTensor, read_table
 from tiny_align_jax.weights.source import select_rows
 
 _OUTSIDE = {
@@ -58,12 +59,6 @@ _FLOATS = {
 }
 
 
-class _Tensor(NamedTuple):
-    offset: int  # byte offset in the file
-    kind: gguf.GGMLQuantizationType
-    shape: tuple[int, ...]  # numpy order: [out, in]
-
-
 class RawTensor(NamedTuple):
     """A tensor as stored: rows of quantised blocks.
 
@@ -95,7 +90,7 @@ class GGUFSource:
             WeightsError: not GGUF, truncated, an architecture or tensor we do not know.
         """
         self.path = Path(path)
-        self.metadata, self._stored = _read_table(self.path)
+        self.metadata, self._stored = read_table(self.path)
         self.architecture = str(self.metadata.get("general.architecture"))
         if self.architecture not in _NORMS:
             raise WeightsError(
@@ -114,6 +109,10 @@ class GGUFSource:
     def dtype(self, name: str) -> np.dtype:
         """Dtype that `read` returns: the stored one, float32 for quantised blocks."""
         return _FLOATS.get(self._tensor(name).kind, np.dtype(np.float32))
+
+    def is_quantised(self, name: str) -> bool:
+        """Whether the tensor is stored in quantised blocks."""
+        return self._tensor(name).kind not in _FLOATS
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, dequantised, in Hugging Face's row order."""
@@ -135,7 +134,7 @@ class GGUFSource:
 
     def raw(self, name: str) -> RawTensor:
         """One matrix as stored, for a reader that keeps it quantised."""
-        _, kind, shape = self._tensor(name)
+        _, _, kind, shape = self._tensor(name)
         data, order = self._bytes(name), self._row_order(name)
         return RawTensor(data if order is None else data[order], kind, shape)
 
@@ -158,7 +157,7 @@ class GGUFSource:
         """Llama 3's rotary frequency divisors, [head width / 2], if the file has them."""
         if _ROPE_FACTORS not in self._stored:
             return None
-        offset, _, shape = self._stored[_ROPE_FACTORS]
+        offset, _, _, shape = self._stored[_ROPE_FACTORS]
         return np.fromfile(self.path, np.float32, count=shape[0], offset=offset)
 
     def _rows(self, name: str, ids: np.ndarray) -> np.ndarray:
@@ -168,10 +167,9 @@ class GGUFSource:
 
     def _bytes(self, name: str) -> np.ndarray:
         """Memory map of the stored bytes, uint8 [rows, bytes a row], in the file's row order."""
-        offset, kind, shape = self._tensor(name)
-        block_size, block_bytes = gguf.GGML_QUANT_SIZES[kind]
+        offset, num_bytes, _, shape = self._tensor(name)
         num_rows = int(np.prod(shape[:-1], dtype=np.int64))
-        row_bytes = shape[-1] // block_size * block_bytes
+        row_bytes = num_bytes // num_rows
         return np.memmap(self.path, np.uint8, "r", offset=offset, shape=(num_rows, row_bytes))
 
     def _dequantise(self, name: str, stored: np.ndarray) -> np.ndarray:
@@ -200,7 +198,7 @@ class GGUFSource:
     def _is_shifted_norm(self, name: str) -> bool:
         return self.architecture == "gemma3" and name.endswith("norm.weight")
 
-    def _tensor(self, name: str) -> _Tensor:
+    def _tensor(self, name: str) -> StoredTensor:
         if name not in self._names:
             raise WeightsError(
                 f"no tensor {name!r} in {self.path}; it has {len(self._names)} others"
@@ -208,31 +206,7 @@ class GGUFSource:
         return self._stored[self._names[name]]
 
 
-def _read_table(path: Path) -> tuple[dict[str, Any], dict[str, _Tensor]]:
-    """The reader is dropped afterwards: it maps the whole file and holds a view per token."""
-    if not path.is_file():
-        raise AssetError(f"{path} does not exist; expected a .gguf file")
-    try:
-        reader = gguf.GGUFReader(path)
-        metadata = {name: field.contents() for name, field in reader.fields.items()}
-    except (ValueError, IndexError, KeyError, OverflowError, UnicodeDecodeError) as error:
-        raise WeightsError(
-            f"{path} is truncated or no GGUF file ({error}); fetch it again"
-        ) from error
-    size = path.stat().st_size
-    short = [t.name for t in reader.tensors if t.data_offset + t.n_bytes > size]
-    if short:
-        raise WeightsError(
-            f"{path} is truncated: {short[0]} ends after its {size} bytes; fetch it again"
-        )
-    tensors = {
-        t.name: _Tensor(int(t.data_offset), t.tensor_type, tuple(int(n) for n in reversed(t.shape)))
-        for t in reader.tensors
-    }
-    return metadata, tensors
-
-
-def _hf_names(path: Path, architecture: str, stored: Mapping[str, _Tensor]) -> dict[str, str]:
+def _hf_names(path: Path, architecture: str, stored: Mapping[str, StoredTensor]) -> dict[str, str]:
     """Hugging Face name -> stored name."""
     layer_names = {**_LAYER, **_NORMS[architecture]}
     names, strangers = {}, []

@@ -15,8 +15,8 @@ import numpy as np
 
 from tiny_align_jax import registry
 from tiny_align_jax.types import SAMPLE_RATE_HZ, Array, PyTree, WeightsError
-from tiny_align_jax.weights.assets import ModelFolder
 from tiny_align_jax.weights.convert import convert
+from tiny_align_jax.weights.folder import ModelFolder
 
 _EMBEDDING = "embedder/embedding"  # where every LLM family keeps its input table
 _PROBE_SAMPLES = SAMPLE_RATE_HZ  # parameters do not depend on the length of the input

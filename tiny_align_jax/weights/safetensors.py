@@ -1,55 +1,39 @@
-"""Safetensors without JAX or torch: a memory-mapped reader, a streaming writer, pytrees on disk.
+"""Safetensors folders as tensor sources, and pytrees on disk in the same format.
 
-The format is 8 bytes of header length (little-endian), a JSON header, then the tensors' bytes.
-We read it ourselves because every tensor is mapped on its own and unmapped as soon as it is
-dropped: mapping the whole file would count every page touched into the resident memory.
-
-Source: https://github.com/huggingface/safetensors (format description).
+We read the format ourselves because every tensor is mapped on its own and unmapped as soon as it
+is dropped: mapping the whole file counts every page touched as resident memory.
 """
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 
 from tiny_align_jax.types import AssetError, PyTree, WeightsError
-from tiny_align_jax.weights._atomic import atomic_file
+from tiny_align_jax.weights._safetensors_file import Entry, Tensor, num_bytes, read_header, write
 from tiny_align_jax.weights.source import select_rows
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
-_MAX_HEADER_BYTES = 100_000_000  # the reference implementation's limit
 
-_DTYPES = {
-    "F64": np.dtype(np.float64),
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(ml_dtypes.bfloat16),
-    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
-    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-    "I64": np.dtype(np.int64),
-    "I32": np.dtype(np.int32),
-    "I16": np.dtype(np.int16),
-    "I8": np.dtype(np.int8),
-    "U64": np.dtype(np.uint64),
-    "U32": np.dtype(np.uint32),
-    "U16": np.dtype(np.uint16),
-    "U8": np.dtype(np.uint8),
-    "BOOL": np.dtype(np.bool_),
-}
-_CODES = {dtype: code for code, dtype in _DTYPES.items()}
-
-
-class _Entry(NamedTuple):
-    path: Path
-    start: int  # byte offset in the file
-    dtype: np.dtype
-    shape: tuple[int, ...]
+__all__ = [
+    "INDEX_FILE",
+    "WEIGHTS_FILE",
+    "SafetensorsSource",
+    "Tensor",
+    "load_tree",
+    "named_leaves",
+    "num_bytes",
+    "read_metadata",
+    "save_tree",
+    "weight_files",
+    "weight_map",
+    "write",
+]
 
 
 class SafetensorsSource:
@@ -69,10 +53,10 @@ class SafetensorsSource:
         """
         self.path = Path(path)
         self.metadata: dict[str, str] = {}
-        self._entries: dict[str, _Entry] = {}
+        self._entries: dict[str, Entry] = {}
         files = weight_files(self.path)
         for file in files:
-            entries, metadata = _read_header(file)
+            entries, metadata = read_header(file)
             self._entries.update(entries)
             self.metadata = self.metadata or metadata
         index = self.path / INDEX_FILE
@@ -106,7 +90,7 @@ class SafetensorsSource:
         """
         return select_rows(name, self.shape(name), ids, lambda ids: np.array(self.read(name)[ids]))
 
-    def _entry(self, name: str) -> _Entry:
+    def _entry(self, name: str) -> Entry:
         if name not in self._entries:
             raise WeightsError(
                 f"no tensor {name!r} in {self.path}; it has {len(self._entries)} others"
@@ -167,7 +151,7 @@ def weight_map(index: Path) -> dict[str, str]:
     return shards
 
 
-def _check_index(index: Path, entries: Mapping[str, _Entry]) -> None:
+def _check_index(index: Path, entries: Mapping[str, Entry]) -> None:
     expected = weight_map(index)
     lost = sorted(
         n for n, file in expected.items() if n not in entries or entries[n].path.name != file
@@ -177,99 +161,6 @@ def _check_index(index: Path, entries: Mapping[str, _Entry]) -> None:
             f"{index} promises {len(lost)} tensor(s) that their shards do not hold: "
             f"{', '.join(lost[:10])}; fetch the folder again"
         )
-
-
-def _read_header(path: Path) -> tuple[dict[str, _Entry], dict[str, str]]:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
-            raise WeightsError(
-                f"{path} ({size} bytes) is truncated or no safetensors file; fetch it again"
-            )
-        text = file.read(length)
-    try:
-        header = json.loads(text)
-        metadata = header.pop("__metadata__", {})
-        entries = {name: _entry_of(path, 8 + length, info) for name, info in header.items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} has a corrupt header ({error!r}); fetch it again") from error
-    short = [n for n, e in entries.items() if e.start + _num_bytes(e) > size]
-    if short:
-        raise WeightsError(
-            f"{path} is truncated: {len(short)} of {len(entries)} tensors end after its "
-            f"{size} bytes (first: {short[0]}); fetch it again"
-        )
-    return entries, metadata
-
-
-def _entry_of(path: Path, base: int, info: Mapping[str, Any]) -> _Entry:
-    start, end = info["data_offsets"]
-    entry = _Entry(path, base + start, _DTYPES[info["dtype"]], tuple(info["shape"]))
-    if start < 0 or end - start != _num_bytes(entry):
-        raise ValueError(f"{end - start} bytes for shape {entry.shape} {entry.dtype}")
-    return entry
-
-
-def _num_bytes(entry: _Entry) -> int:
-    return int(np.prod(entry.shape, dtype=np.int64)) * entry.dtype.itemsize
-
-
-class Tensor(NamedTuple):
-    """One tensor to write: `blocks()` yields it in pieces along the first axis."""
-
-    dtype: np.dtype
-    shape: tuple[int, ...]
-    blocks: Callable[[], Iterable[np.ndarray]]
-
-
-def write(
-    path: str | os.PathLike, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
-) -> None:
-    """Writes `tensors` block by block, so memory stays at one block; atomic.
-
-    Names are sorted and the header holds no time stamp: equal tensors give equal files.
-
-    Raises:
-        AssetError: full disk or unwritable folder; `path` is as it was.
-        WeightsError: metadata that is not text, or a dtype that the format lacks.
-    """
-    header = _header(tensors, metadata)
-    with atomic_file(path) as temporary, open(temporary, "wb") as file:
-        file.write(len(header).to_bytes(8, "little"))
-        file.write(header)
-        for name in sorted(tensors):
-            written = sum(file.write(b) for b in _byte_blocks(tensors[name]))
-            expected = (
-                int(np.prod(tensors[name].shape, dtype=np.int64)) * tensors[name].dtype.itemsize
-            )
-            if written != expected:
-                raise WeightsError(f"{name}: {written} bytes given, its shape needs {expected}")
-
-
-def _byte_blocks(tensor: Tensor) -> Iterator[bytes | memoryview]:
-    for block in tensor.blocks():
-        # ml_dtypes arrays refuse the buffer protocol, their bytes do not
-        yield np.ascontiguousarray(block, tensor.dtype).reshape(-1).view(np.uint8).data
-
-
-def _header(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
-    wrong = [k for k, v in metadata.items() if not (isinstance(k, str) and isinstance(v, str))]
-    if wrong:
-        raise WeightsError(f"safetensors metadata maps text to text; not so: {wrong}")
-    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    offset = 0
-    for name in sorted(tensors):
-        dtype, shape, _ = tensors[name]
-        if dtype not in _CODES:
-            raise WeightsError(
-                f"{name}: safetensors has no dtype {dtype}; it has {sorted(_DTYPES)}"
-            )
-        end = offset + int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    return text + b" " * (-len(text) % 8)  # tensors start aligned to 8 bytes
 
 
 def save_tree(
