@@ -188,7 +188,9 @@ def extract(
             wanted = {keys[u.utterance_id]: u for u in utterances if u.utterance_id in keys}
             todo = {key: u for key, u in wanted.items() if key not in sink}
             decoded = pipeline.decode_ahead(todo, decoder, num_workers)
-            with tqdm.tqdm(total=len(todo), desc="features", disable=not progress) as bar:
+            with tqdm.tqdm(
+                total=len(todo), desc="features", unit="utt", mininterval=1, disable=not progress
+            ) as bar:
                 _encode_all(decoded, encoder, sink, tally, bar)
     features = cache.FeatureCache.open(spec.folder(cache_dir), spec=spec)
     report = _report(
