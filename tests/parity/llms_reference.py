@@ -38,7 +38,6 @@ LONGROPE = {
     "rope_theta": 10_000.0,
     "short_factor": [1.0, 1.02, 1.05, 1.1, 1.2, 1.3],
     "long_factor": [1.1, 1.5, 2.0, 3.0, 5.0, 8.0],
-    "original_max_position_embeddings": 32,
 }
 FULL, SLIDING = "full_attention", "sliding_attention"
 
@@ -116,7 +115,11 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
         },
     ),
     "phi3": ("phi", "Phi3Config", {"sliding_window": 5, "num_key_value_heads": 4}),
-    "phi3_longrope": ("phi", "Phi3Config", {"rope_parameters": LONGROPE}),
+    "phi3_longrope": (
+        "phi",
+        "Phi3Config",
+        {"rope_parameters": LONGROPE, "original_max_position_embeddings": 32},
+    ),
     "phi4_partial_tied": (
         "phi",
         "Phi3Config",
@@ -126,11 +129,15 @@ CASES: dict[str, tuple[str, str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5},
         },
     ),
-    "stablelm": ("stablelm", "StableLmConfig", {"use_qkv_bias": True, "num_key_value_heads": 4}),
+    "stablelm": (
+        "stablelm",
+        "StableLmConfig",
+        {"hidden_size": 64, "use_qkv_bias": True, "num_key_value_heads": 4},
+    ),
     "stablelm_parallel_head_norm": (
         "stablelm",
         "StableLmConfig",
-        {"use_parallel_residual": True, "qk_layernorm": True},
+        {"hidden_size": 64, "use_parallel_residual": True, "qk_layernorm": True},
     ),
 }
 

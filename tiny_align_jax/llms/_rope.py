@@ -67,10 +67,11 @@ def rope_from_hf(
     scaling = {
         "rope_theta": theta,
         "partial_rotary_factor": fraction,
-        "original_max_position_embeddings": original_length,
-        **(attributes.take("rope_scaling", None) or {}),
-        **(attributes.take("rope_parameters", None) or {}),
+        **attributes.take("rope_scaling", {}),
+        **attributes.take("rope_parameters", {}),
     }
+    if original_length is not None:  # Where both places name it, the outer one counts.
+        scaling["original_max_position_embeddings"] = original_length
     return rope_from_parameters(attributes, scaling, head_dim, max_length)
 
 
@@ -85,6 +86,8 @@ def rope_from_parameters(
         theta=float(left.pop("rope_theta", 10_000.0)),
         dim=int(head_dim * left.pop("partial_rotary_factor", 1.0)),
     )
+    if base.dim % 2:
+        attributes.complain(f"{base.dim} rotated entries a head; expected an even number")
     original_length = left.pop("original_max_position_embeddings", None)
     readers = {"default": _default, "linear": _linear, "llama3": _llama3, "longrope": _longrope}
     readers["su"] = _longrope  # The name that the first Phi-3 checkpoints used.
@@ -117,7 +120,7 @@ def _linear(base: Rope, left: dict, original_length: int | None, max_length: int
 
 
 def _llama3(base: Rope, left: dict, original_length: int | None, max_length: int | None) -> Rope:
-    del max_length
+    original_length = original_length or max_length
     if original_length is None:
         raise KeyError("original_max_position_embeddings")
     return dataclasses.replace(

@@ -176,9 +176,9 @@ def _ropes(
         rope = rope_from_hf(attributes, head_dim, None)
         return rope, rope
     full: dict = {"rope_theta": attributes.take("rope_theta", 1_000_000.0)}
-    full |= attributes.take("rope_scaling", None) or {}
+    full |= attributes.take("rope_scaling", {})
     local: dict = {"rope_theta": attributes.take("rope_local_base_freq", 10_000.0)}
-    both = attributes.take("rope_parameters", None) or {}
+    both = attributes.take("rope_parameters", {})
     full |= both.get("full_attention") or {}
     local |= both.get("sliding_attention") or {}
     for name in sorted(set(both) - {"full_attention", "sliding_attention"}):
