@@ -6,6 +6,7 @@ checkpoints differ in norms, attention and tensor prefixes.
 
 import dataclasses
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -70,7 +71,7 @@ class Config:
             raise ConfigError("encoder config cannot work: " + "; ".join(problems))
 
 
-_HF_NAMES = {
+HF_NAMES = {
     "dim": "hidden_size",
     "num_layers": "num_hidden_layers",
     "num_heads": "num_attention_heads",
@@ -84,7 +85,7 @@ _HF_NAMES = {
     "position_groups": "num_conv_pos_embedding_groups",
     "pre_norm": "do_stable_layer_norm",
 }
-_HF_EXPECTED = {
+HF_EXPECTED = {
     "hidden_act": "gelu",
     "feat_extract_activation": "gelu",
     "layer_norm_eps": _blocks.LAYER_NORM_EPSILON,
@@ -107,7 +108,10 @@ def read_config(
     hf: Mapping[str, Any],
     preprocessor: Mapping[str, Any] | None,
     model_types: tuple[str, ...],
-    optional: Mapping[str, str] | None = None,
+    needed: Mapping[str, str] = HF_NAMES,
+    optional: Mapping[str, str] = MappingProxyType({}),
+    expected: Mapping[str, Any] = HF_EXPECTED,
+    ignored: tuple[str, ...] = (),
     normalize: bool = True,
 ) -> C:
     """`config_class` of a parsed config.json and, where the checkpoint has one, preprocessor_config.json.
@@ -117,22 +121,24 @@ def read_config(
         hf: config.json.
         preprocessor: preprocessor_config.json; None if the checkpoint has none.
         model_types: values of `model_type` that the family reads.
-        optional: further attributes (ours to theirs) that may be absent.
+        needed: attributes (ours to theirs) that must be there.
+        optional: further attributes that may be absent.
+        expected: attributes handled at one value only.
+        ignored: regular expressions of attributes that do not matter to this family.
         normalize: what to do without a preprocessor_config.json.
 
     Raises:
         ConfigError: listing every missing or unhandled attribute.
     """
-    optional = optional or {}
     _hf.check_attributes(
         hf,
         model_types,
-        needed=_HF_NAMES.values(),
+        needed=needed.values(),
         optional=optional.values(),
-        expected=_HF_EXPECTED,
-        ignored=_HF_IGNORED,
+        expected=expected,
+        ignored=(*_HF_IGNORED, *ignored),
     )
-    values: dict[str, Any] = {ours: hf[theirs] for ours, theirs in _HF_NAMES.items()}
+    values: dict[str, Any] = {ours: hf[theirs] for ours, theirs in needed.items()}
     values |= {ours: hf[theirs] for ours, theirs in optional.items() if theirs in hf}
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
     return config_class(
@@ -171,22 +177,9 @@ def preprocess(config: Config, waveform_S: np.ndarray, window_samples: int) -> n
 
 
 def param_map(prefix: str) -> tuple[Rule, ...]:
-    """Mapping rules of a checkpoint whose encoder tensors may start with `prefix`.
-
-    Heads (CTC, pre-training, classification) are known and not used here; `CTC_HEAD_MAP` reads
-    the first kind.
-    """
-    root = rf"(?:{prefix}\.)?"
-    layer = root + r"encoder\.layers\.(?P<layer>\d+)\."
-    rules: list[Rule] = []
-    for i in range(MAX_CONV_LAYERS):
-        source = root + rf"feature_extractor\.conv_layers\.{i}\."
-        rules += _hf.conv(source + "conv", f"front_end/conv{i}")
-        rules += _hf.norm(source + "layer_norm", f"front_end/norm{i}")
-    rules += _hf.norm(root + r"feature_projection\.layer_norm", "feature_norm")
-    rules += _hf.dense(root + r"feature_projection\.projection", "feature_projection")
-    rules += _position_conv(root + r"encoder\.pos_conv_embed\.conv\.")
-    rules += _hf.norm(root + r"encoder\.layer_norm", "encoder_norm")
+    """Mapping rules of a checkpoint whose encoder tensors may start with `prefix`."""
+    layer = rf"(?:{prefix}\.)?encoder\.layers\.(?P<layer>\d+)\."
+    rules = [*front_end_map(prefix), *_position_conv(prefix)]
     for theirs, ours in (("q_proj", "query"), ("k_proj", "key"), ("v_proj", "value")):
         rules += _hf.dense(layer + rf"attention\.{theirs}", f"layers/attention/{ours}")
     rules += _hf.dense(layer + r"attention\.out_proj", "layers/attention/out")
@@ -194,13 +187,32 @@ def param_map(prefix: str) -> tuple[Rule, ...]:
     rules += _hf.dense(layer + r"feed_forward\.intermediate_dense", "layers/ffn_in")
     rules += _hf.dense(layer + r"feed_forward\.output_dense", "layers/ffn_out")
     rules += _hf.norm(layer + "final_layer_norm", "layers/ffn_norm")
+    return tuple(rules)
+
+
+def front_end_map(prefix: str) -> tuple[Rule, ...]:
+    """Rules of everything but the layers and the positional convolution.
+
+    Heads (CTC, pre-training, classification) are known and not used here; `CTC_HEAD_MAP` reads
+    the first kind.
+    """
+    root = rf"(?:{prefix}\.)?"
+    rules: list[Rule] = []
+    for i in range(MAX_CONV_LAYERS):
+        source = root + rf"feature_extractor\.conv_layers\.{i}\."
+        rules += _hf.conv(source + "conv", f"front_end/conv{i}")
+        rules += _hf.norm(source + "layer_norm", f"front_end/norm{i}")
+    rules += _hf.norm(root + r"feature_projection\.layer_norm", "feature_norm")
+    rules += _hf.dense(root + r"feature_projection\.projection", "feature_projection")
+    rules += _hf.norm(root + r"encoder\.layer_norm", "encoder_norm")
     heads = "lm_head|quantizer|project_hid|project_q|projector|classifier"
     unused = rf"{root}masked_spec_embed|(?:{heads})\..*|layer_weights"
     return (*rules, Rule(unused, None))
 
 
-def _position_conv(source: str) -> tuple[Rule, ...]:
+def _position_conv(prefix: str) -> tuple[Rule, ...]:
     """Weight-normalised kernel under its old (weight_g) and new (parametrizations) names."""
+    source = rf"(?:{prefix}\.)?encoder\.pos_conv_embed\.conv\."
     return (
         Rule(
             source + r"(?:weight_g|parametrizations\.weight\.original0)",

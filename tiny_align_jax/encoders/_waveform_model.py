@@ -1,4 +1,4 @@
-"""Linen modules of the wav2vec2 family; plug-ins override the layer and what layers share.
+"""Linen modules of the wav2vec2 family; plug-ins override the layer, its inputs and the position.
 
 Padding never changes a valid frame: a frame counts as valid only if all of its samples are, norms
 over time run over valid frames, and invalid frames are zeroed before the positional convolution
@@ -183,7 +183,11 @@ class Encoder(nn.Module):
             x = _blocks.layer_norm(dtype, "feature_norm")(x)
         x_BTE = nn.Dense(config.dim, dtype=dtype, name="feature_projection")(x)
         x_BTE = jnp.where(mask_BT[..., None], x_BTE, 0)
-        return x_BTE + PositionConv(config, dtype, name="position_conv")(x_BTE), mask_BT
+        return self.add_position(x_BTE), mask_BT
+
+    def add_position(self, x_BTE: jax.Array) -> jax.Array:
+        """Frames that know their place, from frames that are zero where invalid."""
+        return x_BTE + PositionConv(self.config, self.dtype, name="position_conv")(x_BTE)
 
     def shared_inputs(self, x_BTE: jax.Array, mask_BT: jax.Array) -> tuple[Any, ...]:
         """Arguments of every layer beside its input."""

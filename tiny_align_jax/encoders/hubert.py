@@ -32,4 +32,4 @@ def config_from_hf(hf: Mapping[str, Any], preprocessor: Mapping[str, Any] | None
         ConfigError: listing every missing or unhandled attribute.
     """
     optional = {"feature_norm": "feat_proj_layer_norm"}
-    return _waveform.read_config(Config, hf, preprocessor, HF_MODEL_TYPES, optional)
+    return _waveform.read_config(Config, hf, preprocessor, HF_MODEL_TYPES, optional=optional)

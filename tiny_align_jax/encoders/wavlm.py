@@ -59,7 +59,9 @@ def config_from_hf(hf: Mapping[str, Any], preprocessor: Mapping[str, Any] | None
     """
     optional = {"num_buckets": "num_buckets", "max_distance": "max_bucket_distance"}
     normalize = hf.get("feat_extract_norm") == "layer"
-    return _waveform.read_config(Config, hf, preprocessor, HF_MODEL_TYPES, optional, normalize)
+    return _waveform.read_config(
+        Config, hf, preprocessor, HF_MODEL_TYPES, optional=optional, normalize=normalize
+    )
 
 
 _ATTENTION = r"(?:wavlm\.)?encoder\.layers\.(?P<layer>\d+)\.attention\."
