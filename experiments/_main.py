@@ -32,6 +32,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
         logging.set_verbosity(logging.INFO)
+        # Orbax tells every step of a save at INFO; a reader of a training log wants ours.
+        std_logging.getLogger("absl").addFilter(_ours_or_warning)
         try:
             main(argv)
         except TinyAlignError as error:
@@ -40,6 +42,10 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             sys.exit(2)
 
     app.run(guarded)
+
+
+def _ours_or_warning(record: std_logging.LogRecord) -> bool:
+    return record.levelno >= std_logging.WARNING or "orbax" not in record.pathname
 
 
 def resolve_config(config: ConfigDict) -> dict[str, Any]:

@@ -94,6 +94,37 @@ class EncoderLayer(nn.Module):
         return x + drop(Mlp(self.mlp_dim, x.shape[-1], dtype=self.dtype, name="mlp")(h))
 
 
+def encoder_layers(
+    x: Array,
+    mask_BA: Array,
+    *,
+    num_layers: int,
+    num_heads: int,
+    mlp_dim: int,
+    dropout: float,
+    rotary: bool,
+    dtype: jnp.dtype,
+    train: bool,
+) -> Array:
+    """A stack of `EncoderLayer`, scanned: parameters of all layers on a leading axis under 'layers'.
+
+    One layer is traced and compiled instead of `num_layers`, and an optimizer has few, large arrays to
+    update instead of many small ones.
+    """
+
+    def body(layer, carry, _):
+        return layer(carry, mask_BA, train=train), None
+
+    layer = EncoderLayer(num_heads, mlp_dim, dropout, rotary, dtype, name="layers")
+    scan = nn.scan(
+        body,
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        length=num_layers,
+    )
+    return scan(layer, x, None)[0]
+
+
 class AttentionPool(nn.Module):
     """`num_tokens` learned queries that read the valid frames."""
 

@@ -100,15 +100,17 @@ class Projector(nn.Module):
         x = _blocks.Mlp(c.dim, c.dim, dtype=self.dtype, name="input_mlp")(x)
         x = _blocks.add_positions(self, x, c.positions, c.max_positions)
         x = nn.Dropout(c.dropout, deterministic=not train)(x)
-        for i in range(c.num_layers):
-            x = _blocks.EncoderLayer(
-                c.num_heads,
-                c.mlp_dim,
-                c.dropout,
-                rotary=c.positions == "rotary",
-                dtype=self.dtype,
-                name=f"layer_{i}",
-            )(x, mask_BA, train=train)
+        x = _blocks.encoder_layers(
+            x,
+            mask_BA,
+            num_layers=c.num_layers,
+            num_heads=c.num_heads,
+            mlp_dim=c.mlp_dim,
+            dropout=c.dropout,
+            rotary=c.positions == "rotary",
+            dtype=self.dtype,
+            train=train,
+        )
         x = nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x)
         x, mask_BA = self._pool(x, mask_BA)
         x = _blocks.Mlp(c.mlp_dim, self.out_dim, dtype=self.dtype, name="output_mlp")(x)

@@ -153,7 +153,7 @@ def features(
         utterances,
         module,
         module_config,
-        lambda: loading.load_encoder(folder, dtype)[2],
+        lambda: loading.load_encoder(folder, dtype).params,
         folder.fingerprint,
         window_s=section["window_s"],
         cache_dir=f"{cache_dir}/features",
@@ -221,7 +221,7 @@ def load_frozen(
     if "llm" not in objective.NEEDS:
         return frozen
     prompt = prompts.build(registry.make_config(prompts, config["prompt"]), words)
-    _, _, params, _ = loading.load_llm(llm_folder, jnp.dtype(config["llm"]["dtype"]))
+    params = loading.load_llm(llm_folder, jnp.dtype(config["llm"]["dtype"])).params
     return frozen.replace(
         llm=params, prefix_ids_P=prompt.prefix_ids, suffix_ids_P=prompt.suffix_ids
     )
