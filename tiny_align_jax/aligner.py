@@ -1,0 +1,304 @@
+"""The composition: cached frames -> projector -> reading -> embedding rows -> prompt -> LLM's answer.
+
+Loaded from what a training run exports (`projector.json`, `projector.safetensors`, `config.json`). The
+frozen parts are found by the names in the card and compared by fingerprint: a projector is worth
+nothing with another encoder or LLM, and nothing else would show it.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tiny_align_jax import decode, registry
+from tiny_align_jax.data import prompts, tokenizer, vocabulary
+from tiny_align_jax.responder import Llm, Responder
+from tiny_align_jax.types import (
+    Array,
+    CheckpointError,
+    ConfigError,
+    Frozen,
+    PyTree,
+    Reading,
+    WeightsError,
+)
+from tiny_align_jax.weights import assets, loading, safetensors
+
+CONFIG_FILE = "config.json"
+CARD_FILE = "projector.json"
+WEIGHTS_FILE = "projector.safetensors"
+SNAPS = ("nearest", "soft", "none", "retokenize")
+_CARD_KEYS = ("projector", "objective", "encoder", "llm", "vocabulary")
+
+
+@dataclasses.dataclass(frozen=True)
+class Ear:
+    """The trained part without its parameters: hashable, so jit can key on it."""
+
+    projector: nn.Module
+    objective: ModuleType
+    objective_config: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Hearing:
+    """What was heard in a batch.
+
+    Attributes:
+        texts: the reading of every row as text; '' where nothing was heard.
+        reading: the objective's reading, on the host.
+        audio_BAD: projector output, float32.
+        audio_mask_BA: its valid tokens.
+    """
+
+    texts: tuple[str, ...]
+    reading: Reading
+    audio_BAD: np.ndarray
+    audio_mask_BA: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Aligner:
+    """A trained projector between its frozen encoder and LLM. Made by `load`.
+
+    Attributes:
+        config: the run's resolved config sections.
+        card: contents of projector.json.
+        ear: projector and objective.
+        params: {'projector': ..., 'objective': ...}, float32 on the device.
+        frozen: rows of the LLM's embedding table.
+        vocabulary: text <-> rows.
+        tokenizer: of the LLM.
+        encoder_folder: where the encoder's weights are.
+        llm: the LLM with its parameters, None if it was not asked for.
+    """
+
+    config: Mapping[str, Any]
+    card: Mapping[str, Any]
+    ear: Ear
+    params: PyTree
+    frozen: Frozen
+    vocabulary: vocabulary.Vocabulary
+    tokenizer: tokenizer.Tokenizer
+    encoder_folder: Any
+    llm: Llm | None = None
+
+    @classmethod
+    def load(
+        cls, workdir: str | os.PathLike, cache_dir: str | os.PathLike, *, need_llm: bool
+    ) -> "Aligner":
+        """The aligner of a trained workdir.
+
+        Args:
+            workdir: folder that `experiments.train` wrote.
+            cache_dir: where weights are kept.
+            need_llm: False reads table rows only and can hear but not answer.
+
+        Raises:
+            CheckpointError: files missing or damaged, or the encoder or LLM found under the card's
+                names are not those the projector was trained with (both named).
+            AssetError: weights that cannot be found.
+        """
+        folder = Path(workdir)
+        config, card = _read_json_files(folder)
+        encoder_folder = assets.resolve(card["encoder"]["name"], cache_dir)
+        llm_folder = assets.resolve(card["llm"]["name"], cache_dir)
+        check_fingerprints(card, encoder_folder.fingerprint, llm_folder.fingerprint)
+        words = tokenizer.load(llm_folder.path)
+        rows = vocabulary.from_json(card["vocabulary"], words.token_strings(), words.eos_id, words)
+        table_VD = loading.embedding_rows(llm_folder, rows.row_ids)
+        frozen = Frozen(table_VD=jnp.asarray(table_VD), row_ids_V=jnp.asarray(rows.row_ids))
+        ear = make_ear(card)
+        params = load_params(folder / WEIGHTS_FILE, ear, card, frozen)
+        llm = _load_llm(llm_folder, config) if need_llm else None
+        return cls(config, card, ear, params, frozen, rows, words, encoder_folder, llm)
+
+    def hear(self, features_BTE: Array, num_frames_B: Array) -> Hearing:
+        """Reads encoder frames without the LLM; compiles once a shape.
+
+        Args:
+            features_BTE: frames of the encoder in the card, padded.
+            num_frames_B: valid frames a row.
+
+        Raises:
+            ConfigError: frames of another width than the projector was trained on.
+        """
+        expected = feature_dim(self.card)
+        if np.ndim(features_BTE) != 3 or np.shape(features_BTE)[-1] != expected:
+            raise ConfigError(
+                f"features of shape {np.shape(features_BTE)}; the projector reads [batch, frames, "
+                f"{expected}] of encoder {self.card['encoder']['name']}"
+            )
+        outputs = _hear(self.ear, self.params, self.frozen, features_BTE, num_frames_B)
+        audio_BAD, audio_mask_BA, reading = jax.device_get(outputs)
+        texts = tuple(
+            self.vocabulary.decode(rows[keep])
+            for rows, keep in zip(reading.rows_BA, reading.keep_BA, strict=True)
+        )
+        return Hearing(texts, reading, audio_BAD, audio_mask_BA)
+
+    def snap(self, hearing: Hearing, row: int, mode: str) -> np.ndarray:
+        """What the LLM gets in place of the audio, float32 [tokens, D]; no tokens if nothing was heard.
+
+        Args:
+            hearing: from `hear`.
+            row: row of its batch.
+            mode: 'nearest' (rows of the read tokens), 'soft' (probability-weighted rows at the read
+                tokens), 'none' (every valid projector output as it is) or 'retokenize' (the read
+                text tokenised as the LLM itself would).
+
+        Raises:
+            ConfigError: unknown mode.
+        """
+        keep_A = hearing.reading.keep_BA[row]
+        if mode == "nearest":
+            return np.asarray(self.frozen.table_VD)[hearing.reading.rows_BA[row][keep_A]]
+        if mode == "soft":
+            return np.asarray(hearing.reading.soft_BAD[row][keep_A], np.float32)
+        if mode == "none":
+            return hearing.audio_BAD[row][hearing.audio_mask_BA[row]]
+        if mode == "retokenize":
+            return self.embed_text(hearing.texts[row])
+        raise ConfigError(f"unknown snap mode {mode!r}; expected one of {', '.join(SNAPS)}")
+
+    def embed_text(self, text: str) -> np.ndarray:
+        """Input embeddings of spoken text as it stands in a prompt, float32 [tokens, D]."""
+        spoken = vocabulary.spoken_form(text)
+        ids = self.tokenizer.encode(" " + spoken) if spoken else []
+        return self._require_llm().embed(ids)
+
+    def responder(
+        self, prompt: prompts.Config | None = None, settings: decode.Config | None = None
+    ) -> Responder:
+        """The LLM under one prompt (default: the run's own) and one way to generate.
+
+        Raises:
+            ConfigError: loaded without the LLM, or a prompt the LLM cannot take.
+        """
+        chosen = prompt or registry.make_config(prompts, self.config.get("prompt", {}))
+        built = prompts.build(chosen, self.tokenizer)
+        return Responder(self._require_llm(), self.tokenizer, built, settings or decode.Config())
+
+    def _require_llm(self) -> Llm:
+        if self.llm is None:
+            raise ConfigError("this aligner was loaded without the LLM; load it with need_llm=True")
+        return self.llm
+
+
+@functools.partial(jax.jit, static_argnames=("ear",))
+def _hear(
+    ear: Ear, params: PyTree, frozen: Frozen, features_BTE: Array, num_frames_B: Array
+) -> tuple[Any, Any, Reading]:
+    mask_BT = jnp.arange(features_BTE.shape[1])[None] < num_frames_B[:, None]
+    variables = {"params": params["projector"]}
+    audio_BAD, audio_mask_BA = ear.projector.apply(variables, features_BTE, mask_BT)
+    reading = ear.objective.read(
+        ear.objective_config, params["objective"], audio_BAD, audio_mask_BA, frozen
+    )
+    return audio_BAD, audio_mask_BA, reading
+
+
+def feature_dim(card: Mapping[str, Any]) -> int:
+    """Width of the frames the projector reads: the layers kept, side by side."""
+    return card["encoder"]["dim"] * len(card["encoder"]["layers"])
+
+
+def make_ear(card: Mapping[str, Any]) -> Ear:
+    """Projector and objective that a card describes.
+
+    Raises:
+        ConfigError: plug-ins or keys that this version does not have.
+    """
+    projector, projector_config = registry.from_section("projectors", card["projector"])
+    objective, objective_config = registry.from_section("objectives", card["objective"])
+    llm = card["llm"]
+    module = projector.Projector(projector_config, llm["dim"], llm["out_rms"])
+    return Ear(module, objective, objective_config)
+
+
+def load_params(path: Path, ear: Ear, card: Mapping[str, Any], frozen: Frozen) -> PyTree:
+    """Trained parameters, checked by name and shape against the card's projector and objective.
+
+    Raises:
+        CheckpointError: damaged file, or one that does not fit the card.
+    """
+
+    def init(key: jax.Array) -> PyTree:
+        features, mask = jnp.zeros((1, 8, feature_dim(card))), jnp.ones((1, 8), bool)
+        return {
+            "projector": ear.projector.init(key, features, mask)["params"],
+            "objective": ear.objective.init(ear.objective_config, key, frozen),
+        }
+
+    try:
+        saved = safetensors.load_tree(path, like=jax.eval_shape(init, jax.random.key(0)))
+    except WeightsError as error:
+        raise CheckpointError(
+            f"{error}. {WEIGHTS_FILE} and {CARD_FILE} must come from the same export"
+        ) from error
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), saved)
+
+
+def check_fingerprints(card: Mapping[str, Any], encoder: str, llm: str) -> None:
+    """Refuses frozen parts other than those the projector was trained with.
+
+    Raises:
+        CheckpointError: names every part that differs, with both fingerprints.
+    """
+    problems = [
+        f"{part} {card[part]['name']!r}: trained with {card[part]['fingerprint']}, found {found}"
+        for part, found in (("encoder", encoder), ("llm", llm))
+        if card[part]["fingerprint"] != found
+    ]
+    if problems:
+        raise CheckpointError(
+            "the projector was trained with other frozen weights: "
+            + "; ".join(problems)
+            + ". Use the original weights, or train a projector for these"
+        )
+
+
+def _load_llm(folder: Any, config: Mapping[str, Any]) -> Llm:
+    dtype = jnp.dtype(config.get("llm", {}).get("dtype", "float32"))
+    loaded = loading.load_llm(folder, dtype)
+    model = decode.LanguageModel(loaded.module, loaded.config, dtype)
+    return Llm(model, jax.device_put(loaded.params))
+
+
+def _read_json_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The run's config and card.
+
+    Raises:
+        CheckpointError: lists all files that are missing, unreadable or incomplete.
+    """
+    needed = (CONFIG_FILE, CARD_FILE, WEIGHTS_FILE)
+    missing = [name for name in needed if not (folder / name).is_file()]
+    if missing:
+        raise CheckpointError(
+            f"{folder} is no trained workdir: {', '.join(missing)} missing; run "
+            f"`python -m experiments.train --workdir={folder}` to its end first"
+        )
+    contents, problems = [], []
+    for name in (CONFIG_FILE, CARD_FILE):
+        try:
+            contents.append(json.loads((folder / name).read_text(encoding="utf-8")))
+        except ValueError as error:
+            problems.append(f"{name} is damaged ({error})")
+    if not problems:
+        lacking = [key for key in _CARD_KEYS if key not in contents[1]]
+        problems = [f"{CARD_FILE} lacks {', '.join(lacking)}"] if lacking else []
+    if problems:
+        raise CheckpointError(f"{folder}: {'; '.join(problems)}; export the run again")
+    return contents[0], contents[1]

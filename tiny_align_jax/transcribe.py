@@ -1,0 +1,132 @@
+"""One recording: audio file -> frames -> what was heard -> the LLM's answer, with timings.
+
+Nothing of the recording is kept: its frames go through the same stages as the corpus's, but not into
+the feature cache.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Callable
+
+import jax.numpy as jnp
+import numpy as np
+
+from tiny_align_jax import decode
+from tiny_align_jax.aligner import Aligner, Hearing
+from tiny_align_jax.data import batching, prompts
+from tiny_align_jax.features import extract, pipeline
+from tiny_align_jax.types import SAMPLE_RATE_HZ, AudioError, Utterance
+from tiny_align_jax.weights import loading
+
+
+@dataclasses.dataclass(frozen=True)
+class Transcript:
+    """What became of one recording.
+
+    Attributes:
+        heard: the projector's reading, without the LLM; '' if nothing was heard.
+        answer: the LLM's answer; None if it was not loaded.
+        audio_s: length of the recording, seconds.
+        seconds: wall time from opening the file until it was 'encoded', 'heard', the answer's
+            'first_token' was there (absent without an answer), and it was 'done'.
+    """
+
+    heard: str
+    answer: str | None
+    audio_s: float
+    seconds: dict[str, float]
+
+
+class Transcriber:
+    """An aligner with its encoder loaded, for recordings one at a time."""
+
+    def __init__(
+        self,
+        aligner: Aligner,
+        prompt: prompts.Config | None = None,
+        settings: decode.Config | None = None,
+        snap: str = "nearest",
+    ):
+        """Args: the aligner; prompt and generation (default: the run's own); how to snap.
+
+        Raises:
+            ConfigError: an unknown snap mode, or a prompt that the LLM cannot take.
+            WeightsError: encoder weights that do not fit.
+        """
+        self._aligner, self._snap = aligner, snap
+        self._responder = aligner.responder(prompt, settings) if aligner.llm else None
+        card, folder = aligner.card["encoder"], aligner.encoder_folder
+        dtype = jnp.dtype(card.get("dtype", "float32"))
+        module, config = loading.encoder_config(folder)
+        spec = extract.make_spec(
+            module,
+            config,
+            card["fingerprint"],
+            window_s=card["window_s"],
+            layers=card["layers"],
+            dtype=dtype,
+        )
+        self._decoder = pipeline.Decoder(module, config, spec.window_samples, truncate=False)
+        self._encoder = pipeline.BatchEncoder(
+            module,
+            config,
+            lambda: loading.load_encoder(folder, dtype).params,
+            layers=spec.layers,
+            batch_size=1,
+            dtype=dtype,
+        )
+
+    def __call__(
+        self,
+        audio_path: str | os.PathLike,
+        on_heard: Callable[[str], object] | None = None,
+        on_piece: Callable[[str], object] | None = None,
+    ) -> Transcript:
+        """Hears a recording and, if the LLM is there, answers it.
+
+        Args:
+            audio_path: any file that `data.audio` reads.
+            on_heard: called with the reading before the LLM begins.
+            on_piece: called with each piece of the answer as it comes.
+
+        Raises:
+            AudioError: missing, empty, silent, damaged, not finite, or longer than the window.
+        """
+        start_s, seconds = time.monotonic(), {}
+
+        def lap(stage: str) -> None:
+            seconds[stage] = round(time.monotonic() - start_s, 4)
+
+        decoded, frames_TE = self._encode(os.fspath(audio_path))
+        lap("encoded")
+        hearing = self._hear(frames_TE)
+        lap("heard")
+        if on_heard:
+            on_heard(hearing.texts[0])
+        answer = None
+        if self._responder:
+            pieces = []
+            for piece in self._responder.stream(self._aligner.snap(hearing, 0, self._snap)):
+                if not pieces:
+                    lap("first_token")
+                pieces.append(piece)
+                if on_piece:
+                    on_piece(piece)
+            answer = "".join(pieces).strip()
+        lap("done")
+        return Transcript(hearing.texts[0], answer, decoded.num_samples / SAMPLE_RATE_HZ, seconds)
+
+    def _encode(self, audio_path: str) -> tuple[pipeline.Decoded, np.ndarray]:
+        recording = Utterance(audio_path, audio_path, text="", speaker_id="")
+        decoded = self._decoder(audio_path, recording)
+        ((_, frames),) = next(iter(self._encoder([decoded])))
+        if isinstance(frames, AudioError):
+            raise AudioError(f"{audio_path}: {frames}")
+        return decoded, frames
+
+    def _hear(self, frames_TE: np.ndarray) -> Hearing:
+        # Padded to a few lengths, so that recordings share compiled programs.
+        length = batching.bucket_lengths(np.array([len(frames_TE)]), 1)[0]
+        padded_TE = np.pad(frames_TE, ((0, length - len(frames_TE)), (0, 0)))
+        return self._aligner.hear(padded_TE[None], np.array([len(frames_TE)], np.int32))
