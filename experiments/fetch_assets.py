@@ -24,7 +24,9 @@ _ASSETS = flags.DEFINE_list(
     "assets", ["quickstart"], "Comma-separated names; 'quickstart' and 'all' stand for groups."
 )
 _CACHE_DIR = flags.DEFINE_string(
-    "cache_dir", _DEFAULT_CACHE, "Where fetched models are kept (or set TINY_ALIGN_CACHE)."
+    "cache_dir",
+    _DEFAULT_CACHE,
+    "Where fetched models are kept; the environment variable TINY_ALIGN_CACHE sets the default.",
 )
 _LIST = flags.DEFINE_bool("list", False, "List the named assets and exit.")
 _VERIFY = flags.DEFINE_bool("verify", False, "Hash every file of assets that are already there.")
@@ -49,7 +51,13 @@ def main(argv: list[str]) -> None:
                 verify(folder)
             size = sum(f.stat().st_size for f in folder.path.rglob("*") if f.is_file())
             rows.append(
-                (folder.name, folder.origin, _mb(size), folder.fingerprint[:12], str(folder.path))
+                (
+                    folder.name,
+                    _short(folder.origin),
+                    _mb(size),
+                    folder.fingerprint[:12],
+                    str(folder.path),
+                )
             )
         except TinyAlignError as error:
             failures.append(f"{name}: {error}")
@@ -65,6 +73,10 @@ def _expand(names: list[str]) -> list[str]:
 
 def _mb(num_bytes: int) -> str:
     return f"{num_bytes / 1e6:.0f} MB"
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _print_table(header: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:

@@ -101,31 +101,30 @@ def _from_hub(hub_id: str, cache: Path) -> ModelFolder:
 def _cached(name: str, cache: Path, build: Callable[[Path], None]) -> ModelFolder:
     """The cached folder `name`; `build` fills it, under a lock, if it is missing or damaged."""
     final = cache / name
-    if not _is_usable(final):
+    if _flaw(final):
         with clear_disk_errors(cache):
             cache.mkdir(parents=True, exist_ok=True)
             lock = FileLock(cache / f".{name}.lock")
         with lock:
-            if not _is_usable(final):  # else another process built it while we waited
+            if flaw := _flaw(final):  # else another process built it while we waited
+                if final.exists():
+                    logging.warning("%s cannot be used (%s); making it anew", final, flaw)
                 with staging_folder(final) as staging:
                     build(staging)
     return open_folder(final)
 
 
-def _is_usable(path: Path) -> bool:
+def _flaw(path: Path) -> str:
+    """Why a cached folder cannot be used; '' if it can."""
     try:
         record = folder.read_record(path)
     except AssetError as error:
-        logging.warning("%s", error)
-        return False
+        return str(error)
     if record is None:
-        return False
-    damage = folder.damage_of(path, record)
+        return f"no {folder.ASSET_FILE}"
     if record.get("converter") != folder.CONVERTER_VERSION:
-        damage = "converted by another version"
-    if damage:
-        logging.warning("%s cannot be used as it is (%s); making it anew", path, damage)
-    return not damage
+        return "converted by another version"
+    return folder.damage_of(path, record)
 
 
 def _fetch(asset: Asset, staging: Path) -> None:

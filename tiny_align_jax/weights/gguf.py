@@ -36,16 +36,19 @@ _LAYER = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
+_HEAD_NORMS = {"attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm"}
+_LLAMA_NORMS = {"ffn_norm": "post_attention_layernorm"}
+_GEMMA_NORMS = {
+    "post_attention_norm": "post_attention_layernorm",
+    "ffn_norm": "pre_feedforward_layernorm",
+    "post_ffw_norm": "post_feedforward_layernorm",
+}
 # What differs between architectures: norms around the feed-forward block, and norms of q and k.
 _NORMS = {
-    "llama": {"ffn_norm": "post_attention_layernorm"},
-    "gemma3": {
-        "post_attention_norm": "post_attention_layernorm",
-        "ffn_norm": "pre_feedforward_layernorm",
-        "post_ffw_norm": "post_feedforward_layernorm",
-        "attn_q_norm": "self_attn.q_norm",
-        "attn_k_norm": "self_attn.k_norm",
-    },
+    "llama": _LLAMA_NORMS,
+    "qwen2": _LLAMA_NORMS,
+    "qwen3": _LLAMA_NORMS | _HEAD_NORMS,
+    "gemma3": _GEMMA_NORMS | _HEAD_NORMS,
 }
 ARCHITECTURES = tuple(_NORMS)
 _ROPE_FACTORS = (
@@ -74,12 +77,12 @@ class RawTensor(NamedTuple):
 
 
 class GGUFSource:
-    """TensorSource over one GGUF file of the llama or gemma3 architecture.
+    """TensorSource over one GGUF file of one of `ARCHITECTURES`.
 
     Attributes:
         path: the file.
         metadata: every key of the file, as Python values.
-        architecture: 'llama' or 'gemma3'.
+        architecture: llama.cpp's name of it, one of `ARCHITECTURES`.
     """
 
     def __init__(self, path: str | os.PathLike):

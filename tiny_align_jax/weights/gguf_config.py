@@ -28,7 +28,8 @@ def config_json(source: GGUFSource) -> dict[str, Any]:
     """
     if source.get("expert_count"):
         raise WeightsError(f"{source.path} is a mixture of experts; only dense models are read")
-    return {**_common(source), **{"llama": _llama, "gemma3": _gemma3}[source.architecture](source)}
+    builders = {"llama": _llama, "qwen2": _qwen, "qwen3": _qwen, "gemma3": _gemma3}
+    return {**_common(source), **builders[source.architecture](source)}
 
 
 def _common(source: GGUFSource) -> dict[str, Any]:
@@ -44,7 +45,6 @@ def _common(source: GGUFSource) -> dict[str, Any]:
         "num_key_value_heads": int(source.get("attention.head_count_kv", heads)),
         "max_position_embeddings": int(source.require("context_length")),
         "rms_norm_eps": _short(source.require("attention.layer_norm_rms_epsilon")),
-        "attention_bias": any(n.endswith("self_attn.q_proj.bias") for n in names),
         "attention_dropout": 0.0,
         "tie_word_embeddings": "lm_head.weight" not in names,
         "use_cache": True,
@@ -56,16 +56,30 @@ def _common(source: GGUFSource) -> dict[str, Any]:
 
 
 def _llama(source: GGUFSource) -> dict[str, Any]:
-    width, heads = source.require("embedding_length"), source.require("attention.head_count")
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "head_dim": int(source.get("rope.dimension_count", width // heads)),
+        "head_dim": _head_dim(source),
         "hidden_act": "silu",
-        "mlp_bias": any(n.endswith("mlp.up_proj.bias") for n in source.names()),
+        "attention_bias": _has(source, "self_attn.q_proj.bias"),
+        "mlp_bias": _has(source, "mlp.up_proj.bias"),
         "rope_theta": _short(source.get("rope.freq_base", 10_000.0)),
         "rope_scaling": _rope_scaling(source),
     }
+
+
+def _qwen(source: GGUFSource) -> dict[str, Any]:
+    """Qwen 2, 2.5 and 3; the first two always have biases on q, k and v, so no key says so."""
+    number = source.architecture[-1]
+    config = {
+        "architectures": [f"Qwen{number}ForCausalLM"],
+        "model_type": source.architecture,
+        "hidden_act": "silu",
+        "use_sliding_window": False,
+        "rope_theta": _short(source.get("rope.freq_base", 1_000_000.0)),
+        "rope_scaling": _rope_scaling(source),
+    }
+    return {**config, "head_dim": _head_dim(source)} if number == "3" else config
 
 
 def _gemma3(source: GGUFSource) -> dict[str, Any]:
@@ -79,6 +93,7 @@ def _gemma3(source: GGUFSource) -> dict[str, Any]:
     return {
         "architectures": ["Gemma3ForCausalLM"],
         "model_type": "gemma3_text",
+        "attention_bias": False,
         "head_dim": head_dim,
         "hidden_activation": "gelu_pytorch_tanh",
         "query_pre_attn_scalar": scalar,
@@ -90,6 +105,16 @@ def _gemma3(source: GGUFSource) -> dict[str, Any]:
         "attn_logit_softcapping": None,
         "final_logit_softcapping": None,
     }
+
+
+def _head_dim(source: GGUFSource) -> int:
+    width, heads = source.require("embedding_length"), source.require("attention.head_count")
+    head_dim = source.get("attention.key_length") or source.get("rope.dimension_count")
+    return int(head_dim or width // heads)
+
+
+def _has(source: GGUFSource, ending: str) -> bool:
+    return any(name.endswith(ending) for name in source.names())
 
 
 def _rope_scaling(source: GGUFSource) -> dict[str, Any] | None:
