@@ -42,13 +42,12 @@ def folder_name(hub_id: str) -> str:
     return "hub--" + re.sub(r"[/@]", "--", hub_id)
 
 
-def fetch(hub_id: str, folder: Path, endpoint: str | None = None) -> tuple[str, str]:
+def fetch(hub_id: str, folder: Path) -> tuple[str, str]:
     """Downloads the needed files of `hub_id` into `folder` and checks their SHA-256.
 
     Args:
         hub_id: `org/name` or `org/name@revision`.
         folder: where the files go; it is empty.
-        endpoint: another hub server than the client's default.
 
     Returns:
         licence and commit of what was downloaded.
@@ -58,7 +57,7 @@ def fetch(hub_id: str, folder: Path, endpoint: str | None = None) -> tuple[str, 
         AssetError: no such model, no access, no safetensors in it, or a corrupted file.
     """
     repo_id, _, revision = hub_id.partition("@")
-    api = huggingface_hub.HfApi(endpoint=endpoint)
+    api = huggingface_hub.HfApi()
     try:
         info = api.model_info(repo_id, revision=revision or None, files_metadata=True)
         digests = {s.rfilename: s.lfs.sha256 if s.lfs else None for s in info.siblings or ()}
