@@ -149,3 +149,12 @@ def test_template_that_refuses_or_loses_the_audio(tmp_path):
         tok = tokenizer.load(tiny_tokenizer.save(tmp_path / message, template))
         with pytest.raises(ConfigError, match=message):
             prompts.build(prompts.Config(), tok)
+
+
+def test_a_users_own_instruction(chat):
+    text = prompts.build(prompts.from_instruction("Answer the question."), chat).text
+    assert "user\nAnswer the question.\n{audio}<|im_end|>" in text
+    inside = prompts.build(prompts.from_instruction("Is {audio} a question?"), chat).text
+    assert "user\nIs{audio} a question?<|im_end|>" in inside
+    with pytest.raises(ConfigError, match="instruction is empty"):
+        prompts.from_instruction("  ")

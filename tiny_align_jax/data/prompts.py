@@ -68,6 +68,16 @@ class Prompt:
     text: str
 
 
+def from_instruction(instruction: str) -> Config:
+    """A prompt from one line of a user: '{audio}' in it, or else the audio after it; no examples.
+
+    Raises:
+        ConfigError: an empty instruction, or more than one slot.
+    """
+    position = "slot" if SLOT in instruction else "after"
+    return Config(instruction=instruction, examples=(), audio_position=position)
+
+
 def build(config: Config, tokenizer: Tokenizer) -> Prompt:
     """The prompt of `config` for this LLM.
 

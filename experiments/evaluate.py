@@ -1,0 +1,79 @@
+"""Scores a trained projector: what it hears without the LLM, what the LLM answers, and the oracle.
+
+    python -m experiments.evaluate --workdir=workdirs/so762
+    python -m experiments.evaluate --workdir=workdirs/so762 --use_llm=false --split=validation
+    python -m experiments.evaluate --workdir=workdirs/so762 --snap=soft --limit=100
+
+Prints corpus WER, CER and ROUGE under two normalisers with bootstrap intervals, a row an age band and
+sex, and the oracle (the true text's embeddings through the same prompt). Writes metrics.json,
+predictions.jsonl, report.md and wer_by_group.png to the workdir; evaluations that are not the whole test
+set under the defaults get names of their own, such as metrics.validation.partial.json.
+"""
+
+import dataclasses
+import os
+from pathlib import Path
+
+from absl import flags
+
+from experiments import _main
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.")
+_SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation", "train"], "What to score.")
+_LIMIT = flags.DEFINE_integer(
+    "limit",
+    0,
+    "Score only so many utterances, drawn by seed: a quick look, marked partial; 0: all.",
+)
+_SNAP = flags.DEFINE_enum(
+    "snap",
+    "nearest",
+    ["nearest", "soft", "none", "retokenize"],
+    "What the LLM gets in place of the audio: table rows of the read tokens, probability-weighted "
+    "rows, raw projector outputs, or the read text tokenised anew.",
+)
+_USE_LLM = flags.DEFINE_bool(
+    "use_llm", True, "Ask the LLM, too; without it only the reading counts."
+)
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest answer, in tokens.")
+_OUT = flags.DEFINE_string("out", None, "Where to write; default: the workdir.")
+_PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
+flags.mark_flag_as_required("workdir")
+
+
+def main(argv):
+    del argv
+    from tiny_align_jax import decode, evaluate, evaluation_report  # import JAX: after --help
+    from tiny_align_jax.aligner import Aligner
+
+    config = evaluate.Config(
+        split=_SPLIT.value, limit=_LIMIT.value, snap=_SNAP.value, use_llm=_USE_LLM.value
+    )
+    cache_dir = _main.CACHE_DIR.value
+    aligner = Aligner.load(_WORKDIR.value, cache_dir, need_llm=config.use_llm)
+    evaluation = evaluate.evaluate(
+        _with_local_data(aligner),
+        cache_dir,
+        config,
+        decode.Config(max_new_tokens=_MAX_NEW_TOKENS.value),
+        progress=_PROGRESS.value,
+    )
+    out = _OUT.value or _WORKDIR.value
+    paths = evaluate.write(evaluation, out) | evaluation_report.write(evaluation, out)
+    print(evaluation_report.summary(evaluation.metrics))
+    print("wrote " + ", ".join(os.fspath(path) for path in paths.values()))
+
+
+def _with_local_data(aligner):
+    """The corpus's root on this machine, if the one of the training run is not here."""
+    name = aligner.config["dataset"]["name"]
+    section = aligner.config["dataset"].get(name, {})
+    here = _main.data_root(name)
+    if not here or "root" not in section or (section["root"] and Path(section["root"]).is_dir()):
+        return aligner
+    dataset = {**aligner.config["dataset"], name: {**section, "root": here}}
+    return dataclasses.replace(aligner, config={**aligner.config, "dataset": dataset})
+
+
+if __name__ == "__main__":
+    _main.run(main)

@@ -1,0 +1,73 @@
+"""One recording: prints what was heard and streams the LLM's answer.
+
+    python -m experiments.transcribe --workdir=workdirs/so762 --audio=question.wav
+    python -m experiments.transcribe --workdir=workdirs/so762 --audio=question.wav \\
+        --instruction="Answer the question." --json
+
+Without --instruction the prompt is the one of the training run. An instruction may hold '{audio}' where the
+recording goes; else the recording follows it. --json prints one object with `heard`, `answer` and the
+seconds from opening the file to each stage, the answer's first token among them; --warm runs once
+before, so that those seconds are free of compilation.
+"""
+
+import dataclasses
+import json
+
+from absl import flags
+
+from experiments import _main
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.")
+_AUDIO = flags.DEFINE_string("audio", None, "Recording: wav, flac, ogg or mp3, any rate.")
+_INSTRUCTION = flags.DEFINE_string("instruction", None, "What to do with what is heard.")
+_SNAP = flags.DEFINE_enum(
+    "snap", "nearest", ["nearest", "soft", "none", "retokenize"], "As in experiments.evaluate."
+)
+_USE_LLM = flags.DEFINE_bool("use_llm", True, "False: only print what was heard.")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest answer, in tokens.")
+_TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy; above, sample.")
+_TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample among the likeliest tokens of this mass.")
+_SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
+_JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
+_WARM = flags.DEFINE_bool("warm", False, "Run once before the run that is timed and shown.")
+flags.mark_flags_as_required(["workdir", "audio"])
+
+
+def main(argv):
+    del argv
+    from tiny_align_jax import decode, transcribe  # import JAX: after --help
+    from tiny_align_jax.aligner import Aligner
+    from tiny_align_jax.data import prompts
+
+    settings = decode.Config(
+        max_new_tokens=_MAX_NEW_TOKENS.value,
+        temperature=_TEMPERATURE.value,
+        top_p=_TOP_P.value,
+        seed=_SEED.value,
+    )
+    prompt = None if _INSTRUCTION.value is None else prompts.from_instruction(_INSTRUCTION.value)
+    aligner = Aligner.load(_WORKDIR.value, _main.CACHE_DIR.value, need_llm=_USE_LLM.value)
+    transcriber = transcribe.Transcriber(aligner, prompt, settings, _SNAP.value)
+    if _WARM.value:
+        transcriber(_AUDIO.value)
+    if _JSON.value:
+        print(json.dumps(dataclasses.asdict(transcriber(_AUDIO.value)), ensure_ascii=False))
+        return
+    transcript = transcriber(
+        _AUDIO.value,
+        on_heard=lambda text: print(f"heard:  {text or '(nothing)'}", flush=True),
+        on_piece=_print_piece(),
+    )
+    if transcript.answer == "":
+        print("answer: (nothing)", end="")
+    print()
+
+
+def _print_piece():
+    """Prints pieces of an answer behind one label."""
+    label = iter(["answer: "])
+    return lambda piece: print(next(label, "") + piece, end="", flush=True)
+
+
+if __name__ == "__main__":
+    _main.run(main)
