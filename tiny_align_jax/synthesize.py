@@ -8,6 +8,7 @@ same request gives the same samples on the same machine however often it is inte
 
 import dataclasses
 import hashlib
+import importlib.util
 import io
 import json
 import os
@@ -133,45 +134,46 @@ class Piper:
         """Reads the voice's description; the network itself is loaded by `session`.
 
         Raises:
-            AssetError: no piper-tts, or no voice in the folder.
+            AssetError: no piper-tts or onnxruntime, or no voice in the folder.
         """
-        try:
-            import onnxruntime
-            import piper
-            import piper.config
-        except ImportError as error:
-            raise AssetError(f"cannot speak: {error}; {_HOW_TO}") from error
+        missing = [m for m in ("piper", "onnxruntime") if importlib.util.find_spec(m) is None]
+        if missing:
+            raise AssetError(f"cannot speak without {' and '.join(missing)}; {_HOW_TO}")
         models = sorted(pathlib.Path(voice).glob("*.onnx")) if voice else []
         if len(models) != 1 or not models[0].with_suffix(".onnx.json").is_file():
             raise AssetError(
                 f"voice folder {str(voice)!r}: expected one .onnx file with its .onnx.json; {_HOW_TO}"
             )
-        self._runtime, self._piper, self._model = onnxruntime, piper, models[0]
-        description = models[0].with_suffix(".onnx.json").read_text(encoding="utf-8")
-        self._config = piper.config.PiperConfig.from_dict(json.loads(description))
+        self._model = models[0]
         with open(models[0], "rb") as file:
             self.fingerprint = f"piper {hashlib.file_digest(file, 'sha256').hexdigest()}"
 
     def session(self, seed: int) -> Callable[[str, Speaker], tuple[np.ndarray, float]]:
-        options = self._runtime.SessionOptions()
+        # Imported here: a run that only reads what was spoken before must not carry them in memory.
+        import onnxruntime
+        from piper import PiperVoice, SynthesisConfig
+        from piper.config import PiperConfig
+
+        options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         # onnxruntime reads its one global seed while it builds a session.
         with self._seeding:
-            self._runtime.set_seed(seed)
-            session = self._runtime.InferenceSession(
+            onnxruntime.set_seed(seed)
+            network = onnxruntime.InferenceSession(
                 str(self._model), sess_options=options, providers=["CPUExecutionProvider"]
             )
-        voice = self._piper.PiperVoice(session=session, config=self._config)
+        description = json.loads(self._model.with_suffix(".onnx.json").read_text(encoding="utf-8"))
+        voice = PiperVoice(session=network, config=PiperConfig.from_dict(description))
 
         def speak(text: str, speaker: Speaker) -> tuple[np.ndarray, float]:
-            config = self._piper.SynthesisConfig(
+            config = SynthesisConfig(
                 length_scale=speaker.pitch / speaker.tempo,
                 noise_scale=speaker.noise,
                 noise_w_scale=speaker.rhythm,
             )
             chunks = [chunk.audio_float_array for chunk in voice.synthesize(text, config)]
             samples = np.concatenate([np.zeros(0, np.float32), *chunks])
-            return samples, self._config.sample_rate * speaker.pitch
+            return samples, voice.config.sample_rate * speaker.pitch
 
         return speak
 

@@ -1,0 +1,31 @@
+"""Runs the frozen encoder over a config's corpus and keeps its frames in the feature cache.
+
+    python -m experiments.extract_features --config=configs/so762.py [--config.encoder.window_s=20.48]
+
+Training and evaluation extract what they lack by themselves; this does it beforehand, for every split, and
+reports speed and skipped recordings. Interrupted, the same command goes on where it was.
+"""
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import _main
+
+CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, e.g. configs/so762.py.")
+PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar.")
+flags.mark_flag_as_required("config")
+
+
+def main(argv):
+    del argv
+    from tiny_align_jax.train import setup  # imports JAX: after --help
+
+    config = _main.resolve_config(CONFIG.value)
+    split = setup.read_split(config)
+    utterances = [*split.train, *split.validation, *split.test]
+    features, report, _ = setup.features(config, _main.CACHE_DIR.value, utterances, PROGRESS.value)
+    print(f"{report}\nin {features.folder}")
+
+
+if __name__ == "__main__":
+    _main.run(main)
