@@ -162,6 +162,7 @@ class Aligner:
         Raises:
             ConfigError: unknown mode.
         """
+        check_snap(mode)
         keep_A = hearing.reading.keep_BA[row]
         if mode == "nearest":
             return np.asarray(self.frozen.table_VD)[hearing.reading.rows_BA[row][keep_A]]
@@ -169,9 +170,7 @@ class Aligner:
             return np.asarray(hearing.reading.soft_BAD[row][keep_A], np.float32)
         if mode == "none":
             return hearing.audio_BAD[row][hearing.audio_mask_BA[row]]
-        if mode == "retokenize":
-            return self.embed_text(hearing.texts[row])
-        raise ConfigError(f"unknown snap mode {mode!r}; expected one of {', '.join(SNAPS)}")
+        return self.embed_text(hearing.texts[row])
 
     def embed_text(self, text: str) -> np.ndarray:
         """Input embeddings of spoken text as it stands in a prompt, float32 [tokens, D]."""
@@ -208,6 +207,12 @@ def _hear(
         ear.objective_config, params["objective"], audio_BAD, audio_mask_BA, frozen
     )
     return audio_BAD, audio_mask_BA, reading
+
+
+def check_snap(mode: str) -> None:
+    """Raises ConfigError unless `mode` is one of SNAPS."""
+    if mode not in SNAPS:
+        raise ConfigError(f"unknown snap mode {mode!r}; expected one of {', '.join(SNAPS)}")
 
 
 def feature_dim(card: Mapping[str, Any]) -> int:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tiny_align_jax import decode
-from tiny_align_jax.aligner import Aligner, Hearing
+from tiny_align_jax.aligner import Aligner, Hearing, check_snap
 from tiny_align_jax.data import batching, prompts
 from tiny_align_jax.features import extract, pipeline
 from tiny_align_jax.types import SAMPLE_RATE_HZ, AudioError, Utterance
@@ -54,6 +54,7 @@ class Transcriber:
             ConfigError: an unknown snap mode, or a prompt that the LLM cannot take.
             WeightsError: encoder weights that do not fit.
         """
+        check_snap(snap)
         self._aligner, self._snap = aligner, snap
         self._responder = aligner.responder(prompt, settings) if aligner.llm else None
         card, folder = aligner.card["encoder"], aligner.encoder_folder
