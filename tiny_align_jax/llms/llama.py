@@ -125,6 +125,7 @@ def config_from_hf(hf: Mapping[str, Any]) -> Config:
     window, window_layers = _windows(attributes, hf, model_type, num_layers)
     attributes.expect("pretraining_tp", 1)
     attributes.expect("rope_interleaved", False)
+    attributes.expect("use_mrope", False)
     config = Config(
         vocab_size=take("vocab_size"),
         dim=dim,
