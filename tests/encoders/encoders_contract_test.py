@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,7 @@ from tiny_align_jax.types import AudioError, ConfigError
 WINDOW = 6400
 SIZES = (6400, 4321)
 CASES = tuple(testing.ENCODER_CONFIGS)
+FAMILIES = tuple(name for name in CASES if "/" not in name)  # for tests that compile much
 # Whisper's padding is silence it attends to, so its frames do depend on what follows.
 MASKED_CASES = tuple(name for name in CASES if not name.startswith("whisper"))
 
@@ -26,8 +28,15 @@ def setup(name):
     rng = np.random.default_rng(0)
     waveforms = [rng.standard_normal(n).astype(np.float32) for n in SIZES]
     inputs = np.stack([module.preprocess(config, w, WINDOW) for w in waveforms])
-    init = jax.jit(module.Encoder(config).init)
-    params = init(jax.random.key(0), inputs[:1], np.array(SIZES[:1]))["params"]
+    init = module.Encoder(config).init
+    shapes = jax.eval_shape(init, jax.random.key(0), inputs[:1], np.array(SIZES[:1]))["params"]
+
+    # Drawn here: compiling `init` takes longer than all the rest.
+    def draw(path, leaf):
+        values = rng.normal(0.1, 0.3, leaf.shape).astype(np.float32)
+        return np.abs(values) if path[-1].key == "var" else values
+
+    params = jax.tree_util.tree_map_with_path(draw, shapes)
     return module, config, params, inputs, np.array(SIZES)
 
 
@@ -36,8 +45,9 @@ def encode(encoder, params, inputs, sizes, layers=None):
     return encoder.apply({"params": params}, inputs, sizes, layers)
 
 
-def run(name, dtype=jnp.float32, layers=None, rows=slice(None)):
+def run(name, dtype=jnp.float32, layers=None, rows=(0, 1)):
     module, config, params, inputs, sizes = setup(name)
+    rows = list(rows)
     return encode(module.Encoder(config, dtype), params, inputs[rows], sizes[rows], layers)
 
 
@@ -61,17 +71,18 @@ def test_num_frames_never_falls_and_starts_at_zero(name):
     module, config, _, _, _ = setup(name)
     frames = [module.num_frames(config, n) for n in range(0, 1000)]
     assert frames[0] == 0
-    assert all(0 <= b - a <= 1 for a, b in zip(frames, frames[1:], strict=False))
+    assert all(0 <= b - a <= 1 for a, b in itertools.pairwise(frames))
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_batch_equals_single(name):
+def test_rows_do_not_see_each_other(name):
+    """Batch == single, with the single utterance twice so that nothing is compiled anew."""
     module, config, _, _, _ = setup(name)
     batch = run(name)
     for row, size in enumerate(SIZES):
         frames = module.num_frames(config, size)
-        single = run(name, rows=slice(row, row + 1))
-        for h, expected in zip(batch, single, strict=True):
+        alone = run(name, rows=(row, row))
+        for h, expected in zip(batch, alone, strict=True):
             np.testing.assert_allclose(h[row, :frames], expected[0, :frames], atol=2e-5)
 
 
@@ -88,16 +99,6 @@ def test_padding_changes_nothing(name):
         np.testing.assert_allclose(h[1, :frames], expected[1, :frames], atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MASKED_CASES)
-def test_window_changes_nothing(name):
-    module, config, params, inputs, sizes = setup(name)
-    longer = np.pad(inputs, ((0, 0), (0, 3200)))
-    frames = module.num_frames(config, WINDOW)
-    short = encode(module.Encoder(config), params, inputs, sizes)[-1]
-    long = encode(module.Encoder(config), params, longer, sizes)[-1]
-    np.testing.assert_allclose(long[0, :frames], short[0, :frames], atol=2e-5)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_rows_without_samples_stay_finite(name):
     module, config, params, inputs, _ = setup(name)
@@ -105,7 +106,7 @@ def test_rows_without_samples_stay_finite(name):
     assert all(np.isfinite(s).all() for s in states)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_jit_equals_no_jit(name):
     module, config, params, inputs, sizes = setup(name)
     plain = module.Encoder(config).apply({"params": params}, inputs, sizes)
@@ -113,11 +114,11 @@ def test_jit_equals_no_jit(name):
         np.testing.assert_allclose(h, expected, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_chosen_layers_equal_all_layers(name):
     states = run(name)
     last = len(states) - 1
-    for layers in ((-1,), (1,), (0,), (last - 1, 0, last, 1), (-2, -2)):
+    for layers in ((last - 1, 0, last, 1), (-3, -3)):
         chosen = run(name, layers=layers)
         assert len(chosen) == len(layers)
         for index, h in zip(layers, chosen, strict=True):
@@ -158,11 +159,11 @@ def test_only_wanted_states_are_kept(name):
         jaxpr = jax.make_jaxpr(lambda p: encoder.apply({"params": p}, inputs, sizes, layers))
         (scan,) = _equations(jaxpr(params).jaxpr, "scan")
         shapes = [v.aval.shape for v in scan.outvars]
-        return [s[0] for s in shapes if s[1:] == (len(SIZES), frames, config.dim)]
+        return sum(s[0] for s in shapes if s[1:] == (len(SIZES), frames, config.dim))
 
-    assert kept((-1,)) == [0]
-    assert kept((2, -1)) == [1]
-    assert kept(None) == [config.num_layers - 1]
+    assert kept((-1,)) == 0
+    assert kept((2, -1)) == 1
+    assert kept(None) == config.num_layers - 1
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -174,12 +175,12 @@ def test_missing_layers_are_named(name, layers):
         assert index == 0 or str(index) in str(error.value)
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_bfloat16_outputs(name):
     assert {s.dtype for s in run(name, dtype=jnp.bfloat16)} == {jnp.dtype(jnp.bfloat16)}
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", FAMILIES)
 def test_gradients_are_finite(name):
     """For adaptation of the encoder, and because a masked softmax or norm can hide a NaN here."""
     module, config, params, inputs, sizes = setup(name)

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 from tiny_align_jax.types import ConfigError, Rule
@@ -29,8 +30,10 @@ def check_attributes(
     *,
     needed: Collection[str],
     optional: Collection[str] = (),
-    expected: Mapping[str, Any] | None = None,
+    expected: Mapping[str, Any] = MappingProxyType({}),
     ignored: Sequence[str] = (),
+    preprocessor: Mapping[str, Any] | None = None,
+    preprocessor_expected: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Refuses a config.json that asks for something the family does not do.
 
@@ -41,29 +44,37 @@ def check_attributes(
         optional: attributes that the family also reads.
         expected: attributes that the family handles at one value only (absent means that value).
         ignored: regular expressions of further attributes that cannot change the encoder's output.
+        preprocessor: the parsed preprocessor_config.json, if there is one.
+        preprocessor_expected: its attributes that are handled at one value only.
 
     Raises:
         ConfigError: listing every problem at once.
     """
-    expected = expected or {}
     known = re.compile("|".join((*_HOUSEKEEPING, *ignored)))
     unhandled = sorted(
         key for key in hf if key not in {*needed, *optional, *expected} and not known.fullmatch(key)
     )
-    problems = [f"{key} is missing" for key in sorted(set(needed) - set(hf))]
+    problems = (
+        []
+        if hf.get("model_type") in model_types
+        else [f"model_type={hf.get('model_type')!r}, not {' or '.join(model_types)}"]
+    )
+    problems += [f"{key} is missing" for key in sorted(needed) if hf.get(key) is None]
     problems += [f"{key}={hf[key]!r} is not handled by this family" for key in unhandled]
-    problems += [
-        f"{key}={hf[key]!r}, only {value!r} is implemented"
-        for key, value in expected.items()
-        if hf.get(key, value) != value
-    ]
-    if hf.get("model_type") not in model_types:
-        problems.insert(0, f"model_type={hf.get('model_type')!r}, not {' or '.join(model_types)}")
+    problems += _differences(hf, expected) + _differences(preprocessor or {}, preprocessor_expected)
     if problems:
         raise ConfigError(
-            "config.json cannot be used for this encoder: " + "; ".join(problems) + ". Use another "
+            "this checkpoint's config cannot be used: " + "; ".join(problems) + ". Use another "
             "checkpoint, or handle the attribute in config_from_hf (docs/models.md)."
         )
+
+
+def _differences(given: Mapping[str, Any], expected: Mapping[str, Any]) -> list[str]:
+    return [
+        f"{key}={given[key]!r}, only {value!r} is implemented"
+        for key, value in expected.items()
+        if given.get(key, value) != value
+    ]
 
 
 def dense(source: str, target: str) -> tuple[Rule, Rule]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from tiny_align_jax.encoders import _blocks, _hf
-from tiny_align_jax.types import AudioError, ConfigError, Rule
+from tiny_align_jax.types import SAMPLE_RATE_HZ, AudioError, ConfigError, Rule
 
 MAX_CONV_LAYERS = 7  # every published checkpoint has 7; the mapping table names each one
 NORMALIZE_EPSILON = 1e-7  # of the variance of the waveform, as in transformers' extractor
@@ -137,6 +137,8 @@ def read_config(
         optional=optional.values(),
         expected=expected,
         ignored=(*_HF_IGNORED, *ignored),
+        preprocessor=preprocessor,
+        preprocessor_expected={"feature_size": 1, "sampling_rate": SAMPLE_RATE_HZ},
     )
     values: dict[str, Any] = {ours: hf[theirs] for ours, theirs in needed.items()}
     values |= {ours: hf[theirs] for ours, theirs in optional.items() if theirs in hf}

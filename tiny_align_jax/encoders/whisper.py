@@ -17,8 +17,8 @@ import numpy as np
 from flax import linen as nn
 
 from tiny_align_jax.encoders import _blocks, _hf
-from tiny_align_jax.encoders._log_mel import HOP_SAMPLES, log_mel
-from tiny_align_jax.types import Array, ConfigError, Rule
+from tiny_align_jax.encoders._log_mel import FFT_SAMPLES, HOP_SAMPLES, log_mel
+from tiny_align_jax.types import SAMPLE_RATE_HZ, Array, ConfigError, Rule
 
 HF_MODEL_TYPES = ("whisper",)
 FRAME_SAMPLES = 2 * HOP_SAMPLES  # 20 ms: the second convolution halves the rate
@@ -51,31 +51,45 @@ class Config:
             )
 
 
-def config_from_hf(hf: Mapping[str, Any]) -> Config:
+_HF_NAMES = {
+    "dim": "d_model",
+    "num_layers": "encoder_layers",
+    "num_heads": "encoder_attention_heads",
+    "ffn_dim": "encoder_ffn_dim",
+    "num_mels": "num_mel_bins",
+    "max_frames": "max_source_positions",
+}
+
+
+def config_from_hf(hf: Mapping[str, Any], preprocessor: Mapping[str, Any] | None = None) -> Config:
     """Config of a parsed config.json; attributes of the decoder are not read.
+
+    Args:
+        hf: config.json.
+        preprocessor: preprocessor_config.json; if given, it has to agree with the log-mel here.
 
     Raises:
         ConfigError: listing every missing or unhandled attribute.
     """
-    names = {
-        "dim": "d_model",
-        "num_layers": "encoder_layers",
-        "num_heads": "encoder_attention_heads",
-        "ffn_dim": "encoder_ffn_dim",
-        "num_mels": "num_mel_bins",
-        "max_frames": "max_source_positions",
-    }
     _hf.check_attributes(
         hf,
         HF_MODEL_TYPES,
-        needed=names.values(),
+        needed=_HF_NAMES.values(),
         expected={"activation_function": "gelu", "scale_embedding": False},
         ignored=(
             r"decoder_.*|max_target_positions|median_filter_width|num_hidden_layers",
             r"alignment_heads|lang_ids|lang_to_id|task_to_id|is_multilingual|no_timestamps_token_id",
         ),
+        preprocessor=preprocessor,
+        preprocessor_expected={
+            "feature_size": hf.get("num_mel_bins"),
+            "sampling_rate": SAMPLE_RATE_HZ,
+            "hop_length": HOP_SAMPLES,
+            "n_fft": FFT_SAMPLES,
+            "dither": 0.0,
+        },
     )
-    return Config(**{ours: hf[theirs] for ours, theirs in names.items()})
+    return Config(**{ours: hf[theirs] for ours, theirs in _HF_NAMES.items()})
 
 
 def num_frames(config: Config, num_samples: int) -> int:
