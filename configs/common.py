@@ -23,7 +23,9 @@ def base() -> ConfigDict:
         {
             "train": "train",  # the corpus's own split that train and validation come from
             "test": "test",  # never looked at before scoring
-            "validation_speakers": 12,  # taken out of train
+            "validation": "",  # the corpus's own split for validation, if it has one
+            "validation_speakers": 12,  # otherwise so many speakers are taken out of train
+            "shared_speakers": False,  # True: one user's own voice, speakers in every role
             "train_speakers": 0,  # keep only so many; 0 keeps all
             "train_fraction": 1.0,  # share of the training utterances to keep
             "seed": 0,
@@ -47,8 +49,8 @@ def base() -> ConfigDict:
     config.llm = ConfigDict({"asset": "smollm2-135m-instruct", "dtype": "float32"})
     config.vocabulary = ConfigDict(
         {
-            "kind": "pieces",  # rows of the LLM's table that are read: 'full', 'seen', 'pieces'
-            "min_count": 16,  # 'pieces': rarer tokens are spelled with shorter ones
+            "kind": "seen",  # rows of the LLM's table that are read: 'full', 'seen', 'pieces'
+            "min_count": 2,  # 'pieces': rarer tokens are spelled with shorter ones
         }
     )
     config.augment = from_dataclass(augment.Config())

@@ -14,9 +14,12 @@ def get_config(arg: str = ""):
     """`arg` is 'tiny' for the two-core recipe: Whisper tiny.en, 24 training speakers."""
     config = common.base()
     config.encoder.asset = "whisper-base"
-    config.encoder.window_s = 20.48  # holds every utterance of the corpus (longest: 19.1 s)
+    config.encoder.window_s = 20.48  # holds every utterance of the corpus (longest: 20.4 s)
     config.features.batch_size = 32
     config.features.too_long = "error"
+    # Positions are off in the paper's BridgeFormer, whose pooling fixes the order; at frame rate they
+    # are worth 2 points of WER on validation speakers (0.327 against 0.350).
+    config.projector.bridgeformer.positions = "rotary"
     config.train.update(
         num_steps=4000, batch_size=32, steps_per_dispatch=50, compute_dtype="bfloat16"
     )
@@ -33,7 +36,11 @@ def get_config(arg: str = ""):
 def sweep_objective():
     """The paper's objective beside ours."""
     yield {"objective.name": "embedlink_ctc"}
-    yield {"objective.name": "embedlink", "projector.bridgeformer.pooling": "adaptive"}
+    yield {
+        "objective.name": "embedlink",
+        "projector.bridgeformer.pooling": "adaptive",
+        "projector.bridgeformer.positions": "none",
+    }
 
 
 def sweep_seed():

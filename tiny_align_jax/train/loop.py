@@ -54,7 +54,7 @@ class Config:
     resident_bytes: int = 4_000_000_000
     average_decay: float = 0.0
     compute_dtype: str = "float32"
-    trainable: tuple[str, ...] = ("projector/.*", "objective/.*")
+    trainable: tuple[str, ...] = (".*",)
     fixed: tuple[str, ...] = ()
     log_every: int = 20
     validate_every: int = 0

@@ -56,7 +56,7 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
         TinyAlignError: of any stage, naming what is wrong.
     """
     split = read_split(config)
-    splits.refuse_leaks(split)
+    splits.refuse_leaks(split, config["split"]["shared_speakers"])
     llm_folder = assets.resolve(config["llm"]["asset"], cache_dir)
     words = tokenizer.load(llm_folder.path)
     rows = vocabulary.build(
@@ -133,6 +133,9 @@ def read_split(config: Mapping[str, Any]) -> splits.Split:
         section["seed"],
         section["train_speakers"] or None,
     )
+    if section["validation"]:
+        own = module.read(module_config, section["validation"])
+        split = dataclasses.replace(split, validation=tuple(own))
     fraction = section["train_fraction"]
     if not 0 < fraction <= 1:
         raise ConfigError(f"split.train_fraction={fraction}; expected 0 < x <= 1")
