@@ -17,11 +17,11 @@ from filelock import FileLock
 from tiny_align_jax.types import AssetError
 from tiny_align_jax.weights import _hub, _packages, canonical, folder
 from tiny_align_jax.weights._atomic import clear_disk_errors, staging_folder
-from tiny_align_jax.weights.catalogue import ASSETS, Asset
+from tiny_align_jax.weights.catalogue import ASSETS, GROUPS, Asset
 from tiny_align_jax.weights.folder import ModelFolder, open_folder
 from tiny_align_jax.weights.safetensors import WEIGHTS_FILE, weight_files
 
-__all__ = ["ASSETS", "Asset", "ModelFolder", "open_folder", "resolve"]
+__all__ = ["ASSETS", "GROUPS", "Asset", "ModelFolder", "open_folder", "resolve"]
 
 
 def resolve(name_or_path: str | os.PathLike, cache_dir: str | os.PathLike) -> ModelFolder:

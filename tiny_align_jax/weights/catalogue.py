@@ -140,7 +140,7 @@ _GEMMA_3 = Asset(
                     "a5fd3b62230aa5ec60212297dc9d20eaa70578ac519e00d93a17e44c087a6818",
                 ),
             ),
-            download_bytes=237_900_000,
+            download_bytes=238_175_024,
         ),
     ),
     disk_bytes=824_000_000,
@@ -179,4 +179,9 @@ _PIPER_JOE = Asset(
 
 ASSETS: dict[str, Asset] = {
     asset.name: asset for asset in (_WHISPER_TINY_EN, _WHISPER_BASE, _SMOLLM2, _GEMMA_3, _PIPER_JOE)
+}
+
+GROUPS: dict[str, tuple[str, ...]] = {
+    "quickstart": (_WHISPER_TINY_EN.name, _SMOLLM2.name, _PIPER_JOE.name),
+    "all": tuple(ASSETS),
 }
