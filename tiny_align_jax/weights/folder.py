@@ -14,6 +14,7 @@ from tiny_align_jax.weights.safetensors import SafetensorsSource, weight_files
 
 ASSET_FILE = "asset.json"
 CONFIG_FILE = "config.json"
+PREPROCESSOR_FILE = "preprocessor_config.json"
 _VOICE_CONFIG = ".onnx.json"  # what Piper calls a voice's config
 # Raised when conversion changes its output: folders that an older version converted are made anew.
 CONVERTER_VERSION = 1
@@ -48,6 +49,11 @@ class ModelFolder:
             WeightsError: corrupt.
         """
         return SafetensorsSource(self.path)
+
+    def preprocessor(self) -> dict[str, Any] | None:
+        """Parsed preprocessor_config.json (what an encoder's input looks like), None without one."""
+        path = self.path / PREPROCESSOR_FILE
+        return _read_json(path) if path.is_file() else None
 
 
 def open_folder(path: str | os.PathLike) -> ModelFolder:

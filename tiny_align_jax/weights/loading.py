@@ -63,7 +63,7 @@ def load_llm(folder: ModelFolder, dtype: Any = jnp.float32) -> Loaded:
 def encoder_config(folder: ModelFolder) -> tuple[ModuleType, Any]:
     """Family module and Config of the encoder in `folder`, without its weights."""
     module = find_family("encoders", folder.config)
-    return module, module.config_from_hf(folder.config)
+    return module, module.config_from_hf(folder.config, folder.preprocessor())
 
 
 def llm_config(folder: ModelFolder) -> tuple[ModuleType, Any]:
