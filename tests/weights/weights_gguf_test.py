@@ -274,6 +274,17 @@ def test_unknown_tensors_are_listed(tmp_path):
         GGUFSource(tmp_path / "m.gguf")
 
 
+def test_one_part_of_a_split_file_is_refused(tmp_path):
+    writer = gguf.GGUFWriter(tmp_path / "m.gguf", "llama")
+    writer.add_uint16("split.count", 3)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    with pytest.raises(WeightsError, match="merge"):
+        GGUFSource(tmp_path / "m.gguf")
+
+
 def test_missing_metadata_is_named(tmp_path):
     tensors = writers.as_gguf_tensors(writers.llama_arrays(_RNG), Kind.F32)
     metadata = {k: v for k, v in writers.LLAMA_METADATA.items() if k != "feed_forward_length"}

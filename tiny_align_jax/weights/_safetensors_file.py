@@ -67,7 +67,9 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
         metadata = header.pop("__metadata__", {})
         entries = {name: _entry_of(path, 8 + length, info) for name, info in header.items()}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightsError(f"{path} has a corrupt header ({error!r}); fetch it again") from error
+        raise WeightsError(
+            f"{path} has a header we cannot read ({error!r}); fetch it again"
+        ) from error
     short = [n for n, e in entries.items() if e.start + num_bytes(e.shape, e.dtype) > size]
     if short:
         raise WeightsError(
@@ -79,6 +81,8 @@ def read_header(path: Path) -> tuple[dict[str, Entry], dict[str, str]]:
 
 def _entry_of(path: Path, base: int, info: Mapping[str, Any]) -> Entry:
     start, end = info["data_offsets"]
+    if info["dtype"] not in _DTYPES:
+        raise ValueError(f"dtype {info['dtype']} is not read; read are {', '.join(_DTYPES)}")
     entry = Entry(path, base + start, _DTYPES[info["dtype"]], tuple(info["shape"]))
     if start < 0 or end - start != num_bytes(entry.shape, entry.dtype):
         raise ValueError(f"{end - start} bytes for shape {entry.shape} {entry.dtype}")

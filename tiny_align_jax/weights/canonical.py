@@ -75,7 +75,7 @@ def write_weights(source: TensorSource, out: Path, half: Collection[str] = ()) -
         WeightsError: values that are not finite in the stored dtype.
     """
     half = frozenset(half)
-    with tqdm(desc=f"converting to {out.name}", unit="B", unit_scale=True, disable=None) as bar:
+    with tqdm(desc="converting", unit="B", unit_scale=True, disable=None) as bar:
         tensors = {}
         for name in source.names():
             dtype = np.dtype(np.float16) if name in half else source.dtype(name)

@@ -99,6 +99,10 @@ class GGUFSource:
             raise WeightsError(
                 f"{path}: architecture {self.architecture!r}; known: {', '.join(ARCHITECTURES)}"
             )
+        if self.metadata.get("split.count", 1) > 1:
+            raise WeightsError(
+                f"{path} is one of several parts; merge them first with llama-gguf-split --merge"
+            )
         self._names = _hf_names(self.path, self.architecture, self._stored)
 
     def names(self) -> tuple[str, ...]:
