@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 
 from tiny_align_jax.types import TinyAlignError
 
+VOICE = "piper-en-us-joe-medium"  # the asset that speaks where a config names no voice
+
 CACHE_DIR = flags.DEFINE_string(
     "cache_dir",
     os.environ.get("TINY_ALIGN_CACHE", str(Path.home() / ".cache" / "tiny_align")),
@@ -49,8 +51,12 @@ def _ours_or_warning(record: std_logging.LogRecord) -> bool:
 
 
 def resolve_config(config: ConfigDict) -> dict[str, Any]:
-    """The config as plain mappings, corpus roots filled in from TINY_ALIGN_DATA."""
+    """The config as plain mappings; empty folders of corpora filled in for this machine."""
     plain = json.loads(config.to_json_best_effort())
+    spoken = plain.get("dataset", {}).get("synthetic")
+    if spoken is not None:
+        spoken["cache_dir"] = spoken["cache_dir"] or str(Path(CACHE_DIR.value) / "recordings")
+        spoken["voice"] = spoken["voice"] or str(Path(CACHE_DIR.value) / VOICE)
     for name, section in plain.get("dataset", {}).items():
         if isinstance(section, dict) and section.get("root") == "":
             section["root"] = data_root(name)

@@ -212,6 +212,7 @@ def prediction_rows(evaluation: Evaluation) -> list[dict[str, Any]]:
             "speaker": utterance.speaker_id,
             "age": utterance.age,
             "sex": utterance.sex,
+            "audio": utterance.audio_path,
             "reference": utterance.text,
             **{system: texts[i] for system, texts in evaluation.systems.items()},
         }

@@ -1,0 +1,44 @@
+# Two commands do everything: `make quickstart` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+WORKDIR ?= workdirs/quickstart
+EXTRAS ?= dev,tts
+PIP_FLAGS ?= --quiet --disable-pip-version-check
+
+.PHONY: help install quickstart quickstart-short test test-fast lint format clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 20
+
+install: $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))  ## virtual environment with everything the quickstart and the tests need
+
+comma := ,
+$(VENV)/.installed-%: requirements.txt pyproject.toml constraints/pinned.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install $(PIP_FLAGS) -c constraints/pinned.txt -e ".[$(EXTRAS)]"
+	@touch $@
+
+quickstart: install  ## weights, spoken corpus, training, evaluation, one answered recording (about 8 minutes on two cores)
+	$(BIN)/python -m experiments.quickstart --workdir=$(WORKDIR)
+
+quickstart-short: install  ## the same with a smaller corpus and fewer steps
+	$(BIN)/python -m experiments.quickstart --short --workdir=$(WORKDIR)-short
+
+test: install  ## all tests; parity tests need `make test EXTRAS=dev,tts,parity`
+	$(BIN)/python -m pytest -n auto -q
+
+test-fast: install  ## without the slow ones
+	$(BIN)/python -m pytest -n auto -q -m "not slow"
+
+lint: install  ## what CI checks before it tests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+format: install  ## let ruff put things in order
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## environment and runs
+	rm -rf $(VENV) workdirs build
