@@ -34,7 +34,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
         logging.set_verbosity(logging.INFO)
-        # Orbax tells every step of a save at INFO; a reader of a training log wants ours.
+        # Orbax and JAX tell their every step at INFO; a reader of a training log wants ours.
         std_logging.getLogger("absl").addFilter(_ours_or_warning)
         try:
             main(argv)
@@ -47,7 +47,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
 
 
 def _ours_or_warning(record: std_logging.LogRecord) -> bool:
-    return record.levelno >= std_logging.WARNING or "orbax" not in record.pathname
+    ours = "tiny_align_jax" in record.pathname or "experiments" in record.pathname
+    return ours or record.levelno >= std_logging.WARNING
 
 
 def resolve_config(config: ConfigDict) -> dict[str, Any]:

@@ -167,7 +167,6 @@ def features(
         bad_audio=config["features"]["bad_audio"],
         progress=progress,
     )
-    logging.info("features: %s", report)
     card = {
         "name": section["asset"],
         "fingerprint": folder.fingerprint,

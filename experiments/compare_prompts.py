@@ -1,0 +1,65 @@
+"""Compares wordings of the instruction: how faithfully the LLM repeats sentences it is given.
+
+    python -m experiments.compare_prompts --llm=smollm2-135m-instruct --texts=train.txt --limit=100
+    python -m experiments.compare_prompts --texts=train.txt --candidates=my_prompts.json
+
+--texts holds one TRAINING sentence a line (a prompt chosen on test sentences would leak). Candidates are
+a JSON object of names to the fields of a config's `prompt` section: {"mine": {"instruction": "Say:
+{audio}", "examples": [["a b", "a b"]]}}; without the flag, the prompts of docs/prompts.md. Sentences are
+given clean and with a third of their words disturbed, as a projector's readings are.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+
+from experiments import _main
+
+_LLM = flags.DEFINE_string("llm", "smollm2-135m-instruct", "Asset name, hub id or folder.")
+_TEXTS = flags.DEFINE_string("texts", None, "File with one training sentence a line.")
+_LIMIT = flags.DEFINE_integer("limit", 100, "Sentences to draw by seed 0; 0 for all.")
+_CANDIDATES = flags.DEFINE_string("candidates", None, "JSON file of prompts by name.")
+flags.mark_flag_as_required("texts")
+
+
+def main(argv):
+    del argv
+    import jax.numpy as jnp
+
+    from tiny_align_jax import decode, prompt_search, registry
+    from tiny_align_jax.data import prompts, tokenizer
+    from tiny_align_jax.responder import Llm
+    from tiny_align_jax.weights import assets, loading
+
+    lines = sorted({t.strip() for t in _read(_TEXTS.value).splitlines() if t.strip()})
+    drawn = np.random.default_rng(0).permutation(len(lines))[: _LIMIT.value or None]
+    candidates = prompt_search.CANDIDATES
+    if _CANDIDATES.value:
+        sections = json.loads(_read(_CANDIDATES.value))
+        candidates = {n: registry.make_config(prompts, s) for n, s in sections.items()}
+    folder = assets.resolve(_LLM.value, _main.CACHE_DIR.value)
+    loaded = loading.load_llm(folder)
+    llm = Llm(decode.LanguageModel(loaded.module, loaded.config, jnp.float32), loaded.params)
+    results = prompt_search.compare(
+        llm,
+        tokenizer.load(folder.path),
+        candidates,
+        [lines[i] for i in drawn],
+        on_result=lambda result: print(f"{result.name}: {dict(result.scores)}", flush=True),
+    )
+    print("\n" + prompt_search.table(results))
+
+
+def _read(path: str | None) -> str:
+    from tiny_align_jax.types import DataError
+
+    try:
+        return Path(path or "").read_text(encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"cannot read {path}: {error.strerror}") from error
+
+
+if __name__ == "__main__":
+    _main.run(main)
