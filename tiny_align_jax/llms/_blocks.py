@@ -5,10 +5,15 @@ without one), F hidden width of the MLP, Q query heads per key/value head.
 
 Every weight matrix is used through `dense` and every embedding table through `embed_ids` and
 `attend_table`. A slot of the parameter tree may hold a quantised representation instead of an array:
-anything with the methods of `QuantisedKernel` or `QuantisedTable` (leaves stacked on the layer axis
+anything with the methods of `QuantisedWeight` or `QuantisedTable` (leaves stacked on the layer axis
 like the array it stands for, so that the scan over layers slices it).
+
+Matrices are [out, in], as checkpoints store them. Decoding one token reads every weight once and does
+little else, and this is the layout in which XLA can do that (see `product`).
 """
 
+import functools
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -21,14 +26,15 @@ from tiny_align_jax.llms._rope import rotate
 from tiny_align_jax.types import Array
 
 _INIT = nn.initializers.normal(stddev=0.02)
+_FEW_ROWS = 2
 
 
 @runtime_checkable
-class QuantisedKernel(Protocol):
-    """What may stand where a weight matrix [in, out] is expected."""
+class QuantisedWeight(Protocol):
+    """What may stand where a weight matrix [out, in] is expected."""
 
     def matmul(self, x: Array) -> Array:
-        """x [..., in] times the matrix, in x's dtype, [..., out]."""
+        """x [..., in] times the transposed matrix, in x's dtype, [..., out]."""
         ...
 
 
@@ -46,12 +52,12 @@ class QuantisedTable(Protocol):
 
 
 def dense(params: Mapping[str, Any], x: Array) -> Array:
-    """x [..., in] times `params['kernel']` [in, out], plus `params['bias']` if there is one."""
-    kernel = params["kernel"]
-    if isinstance(kernel, QuantisedKernel):
-        y = kernel.matmul(x)
+    """x [..., in] times `params['weight']` [out, in] transposed, plus `params['bias']` if any."""
+    weight = params["weight"]
+    if isinstance(weight, QuantisedWeight):
+        y = weight.matmul(x)
     else:
-        y = jnp.matmul(x, kernel.astype(x.dtype))
+        y = product(x, weight.astype(x.dtype), x.dtype)
     return y if "bias" not in params else y + params["bias"].astype(y.dtype)
 
 
@@ -66,28 +72,51 @@ def attend_table(table: Array | QuantisedTable, x: Array) -> Array:
     """Scores of every row of a tied table: x [..., D] -> float32[..., V]."""
     if isinstance(table, QuantisedTable):
         return table.attend(x)
-    return jnp.einsum("...d,vd->...v", x, table.astype(x.dtype), preferred_element_type=jnp.float32)
+    return product(x, table.astype(x.dtype), jnp.float32)
+
+
+def product(x: Array, weight: Array, dtype: Any) -> Array:
+    """x [..., in] times weight [out, in] transposed, summed in float32 and returned in `dtype`.
+
+    On GPUs, a dot of few rows inside a scan costs three times the weights' memory traffic: the layer is
+    copied out of the stack, or the products are written out before they are summed. A plain sum of
+    products fuses into one kernel that reads the weights once. A decoded token takes 1.09 instead of
+    2.39 ms (Llama-3.2-1B) and 0.89 instead of 1.28 ms (SmolLM2-135M); two rows still gain, four do not
+    (H200, bfloat16, 512 slots, JAX 0.11). CPUs have good kernels for the dot.
+    """
+    few, many = (functools.partial(form, dtype=dtype) for form in (_sum_of_products, _dot))
+    if math.prod(x.shape[:-1]) > _FEW_ROWS:
+        return many(x, weight)
+    return jax.lax.platform_dependent(x, weight, cuda=few, rocm=few, default=many)
+
+
+def _dot(x: Array, weight: Array, dtype: Any) -> Array:
+    contract = (((x.ndim - 1,), (1,)), ((), ()))
+    return jax.lax.dot_general(x, weight, contract, preferred_element_type=dtype)
+
+
+def _sum_of_products(x: Array, weight: Array, dtype: Any) -> Array:
+    rows = x.reshape(-1, x.shape[-1]).astype(jnp.float32)
+    sums = [jnp.sum(row * weight.astype(jnp.float32), axis=-1) for row in rows]
+    return jnp.stack(sums).reshape(*x.shape[:-1], weight.shape[0]).astype(dtype)
 
 
 class Dense(nn.Module):
-    """`dense` with declared parameters `kernel` [in, out] and, if asked for, `bias` [out]."""
+    """`dense` with declared parameters `weight` [out, in] and, if asked for, `bias` [out]."""
 
     features: int
     use_bias: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        params = {
-            "kernel": self._stored_or("kernel", QuantisedKernel, (x.shape[-1], self.features))
-        }
+        # flax's check of stored shapes only knows arrays, so a quantised weight goes round it.
+        weight = self.get_variable("params", "weight")
+        if not isinstance(weight, QuantisedWeight):
+            weight = self.param("weight", _INIT, (self.features, x.shape[-1]))
+        params = {"weight": weight}
         if self.use_bias:
             params["bias"] = self.param("bias", nn.initializers.zeros, (self.features,))
         return dense(params, x)
-
-    def _stored_or(self, name: str, quantised: type, shape: tuple[int, ...]) -> Any:
-        """Bypasses flax's shape check, which only knows arrays, for a quantised representation."""
-        stored = self.get_variable("params", name)
-        return stored if isinstance(stored, quantised) else self.param(name, _INIT, shape)
 
 
 class Embedder(nn.Module):
@@ -176,7 +205,7 @@ class Attention(nn.Module):
         num_heads: H. num_kv_heads: G. head_dim: K.
         qkv_bias: biases on queries, keys and values.
         out_bias: bias on the output projection.
-        fused: one kernel `qkv` [D, (H + 2G) K] instead of `q`, `k`, `v`.
+        fused: one matrix `qkv` [(H + 2G) K, D] instead of `q`, `k`, `v`.
         scale: multiplies the logits; None means K ** -0.5.
         soft_cap: logits become cap * tanh(logits / cap); None leaves them.
         head_norm: makes the norm of queries or keys [B, N, heads, K] from a number of heads and a
@@ -245,7 +274,7 @@ def attend(
 
 
 class GatedMLP(nn.Module):
-    """down(activation(gate(x)) * up(x)); `fused` keeps gate and up in one kernel [D, 2F]."""
+    """down(activation(gate(x)) * up(x)); `fused` keeps gate and up in one matrix [2F, D]."""
 
     hidden_dim: int
     activation: Callable[[Array], Array]

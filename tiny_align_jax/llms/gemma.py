@@ -46,10 +46,7 @@ _MATRICES = {
 PARAM_MAP: tuple[Rule, ...] = (
     Rule(r"model\.embed_tokens\.weight", "embedder/embedding"),
     *(Rule(_LAYER + n + r"\.weight", f"layers/{ours}/scale") for n, ours in _NORMS.items()),
-    *(
-        Rule(_LAYER + n + r"\.weight", f"layers/{ours}/kernel", "linear")
-        for n, ours in _MATRICES.items()
-    ),
+    *(Rule(_LAYER + n + r"\.weight", f"layers/{ours}/weight") for n, ours in _MATRICES.items()),
     Rule(r"model\.norm\.weight", "final_norm/scale"),
     Rule(r"lm_head\.weight", None),  # Always tied; some exports repeat the table here.
 )

@@ -29,20 +29,20 @@ PARAM_MAP: tuple[Rule, ...] = (
     Rule(r"model\.embed_tokens\.weight", "embedder/embedding"),
     Rule(_LAYER + r"input_layernorm\.weight", "layers/attention_norm/scale"),
     *(
-        Rule(_LAYER + rf"self_attn\.{theirs}_proj\.{kind}", f"layers/attention/{ours}/{leaf}", how)
+        Rule(_LAYER + rf"self_attn\.{theirs}_proj\.{kind}", f"layers/attention/{ours}/{kind}")
         for theirs, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "out"))
-        for kind, leaf, how in (("weight", "kernel", "linear"), ("bias", "bias", "copy"))
+        for kind in ("weight", "bias")
     ),
     Rule(_LAYER + r"self_attn\.q_norm\.weight", "layers/attention/q_norm/scale"),
     Rule(_LAYER + r"self_attn\.k_norm\.weight", "layers/attention/k_norm/scale"),
     Rule(_LAYER + r"post_attention_layernorm\.weight", "layers/mlp_norm/scale"),
     *(
-        Rule(_LAYER + rf"mlp\.{name}_proj\.{kind}", f"layers/mlp/{name}/{leaf}", how)
+        Rule(_LAYER + rf"mlp\.{name}_proj\.{kind}", f"layers/mlp/{name}/{kind}")
         for name in ("gate", "up", "down")
-        for kind, leaf, how in (("weight", "kernel", "linear"), ("bias", "bias", "copy"))
+        for kind in ("weight", "bias")
     ),
     Rule(r"model\.norm\.weight", "final_norm/scale"),
-    Rule(r"lm_head\.weight", "head/kernel", "linear"),
+    Rule(r"lm_head\.weight", "head/weight"),
     Rule(r"model\..*rotary_emb\.inv_freq", None),  # Old checkpoints keep this constant.
 )
 

@@ -28,13 +28,13 @@ _LAYER = r"model\.layers\.(?P<layer>\d+)\."
 PARAM_MAP: tuple[Rule, ...] = (
     Rule(r"model\.embed_tokens\.weight", "embedder/embedding"),
     Rule(_LAYER + r"input_layernorm\.weight", "layers/attention_norm/scale"),
-    Rule(_LAYER + r"self_attn\.qkv_proj\.weight", "layers/attention/qkv/kernel", "linear"),
-    Rule(_LAYER + r"self_attn\.o_proj\.weight", "layers/attention/out/kernel", "linear"),
+    Rule(_LAYER + r"self_attn\.qkv_proj\.weight", "layers/attention/qkv/weight"),
+    Rule(_LAYER + r"self_attn\.o_proj\.weight", "layers/attention/out/weight"),
     Rule(_LAYER + r"post_attention_layernorm\.weight", "layers/mlp_norm/scale"),
-    Rule(_LAYER + r"mlp\.gate_up_proj\.weight", "layers/mlp/gate_up/kernel", "linear"),
-    Rule(_LAYER + r"mlp\.down_proj\.weight", "layers/mlp/down/kernel", "linear"),
+    Rule(_LAYER + r"mlp\.gate_up_proj\.weight", "layers/mlp/gate_up/weight"),
+    Rule(_LAYER + r"mlp\.down_proj\.weight", "layers/mlp/down/weight"),
     Rule(r"model\.norm\.weight", "final_norm/scale"),
-    Rule(r"lm_head\.weight", "head/kernel", "linear"),
+    Rule(r"lm_head\.weight", "head/weight"),
 )
 
 _ROPE = Rope(theta=10_000.0, dim=96)

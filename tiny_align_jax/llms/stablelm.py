@@ -35,9 +35,9 @@ PARAM_MAP: tuple[Rule, ...] = (
         for kind, leaf in (("weight", "scale"), ("bias", "bias"))
     ),
     *(
-        Rule(_LAYER + rf"self_attn\.{theirs}_proj\.{kind}", f"layers/attention/{ours}/{leaf}", how)
+        Rule(_LAYER + rf"self_attn\.{theirs}_proj\.{kind}", f"layers/attention/{ours}/{kind}")
         for theirs, ours in (("q", "q"), ("k", "k"), ("v", "v"), ("o", "out"))
-        for kind, leaf, how in (("weight", "kernel", "linear"), ("bias", "bias", "copy"))
+        for kind in ("weight", "bias")
     ),
     # A rule has one stacked axis, so every head keeps a parameter of its own.
     *(
@@ -49,10 +49,10 @@ PARAM_MAP: tuple[Rule, ...] = (
         for head in range(_MAX_HEADS)
     ),
     *(
-        Rule(_LAYER + rf"mlp\.{name}_proj\.weight", f"layers/mlp/{name}/kernel", "linear")
+        Rule(_LAYER + rf"mlp\.{name}_proj\.weight", f"layers/mlp/{name}/weight")
         for name in ("gate", "up", "down")
     ),
-    Rule(r"lm_head\.weight", "head/kernel", "linear"),
+    Rule(r"lm_head\.weight", "head/weight"),
     Rule(r"model\..*rotary_emb\.inv_freq", None),  # Old checkpoints keep this constant.
 )
 
