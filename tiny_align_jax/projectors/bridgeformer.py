@@ -19,6 +19,8 @@ import jax.numpy as jnp
 from tiny_align_jax.projectors import _blocks
 from tiny_align_jax.types import Array
 
+WIDTHS = ("dim", "mlp_dim")  # Config keys that `matching.match_params` scales together
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
