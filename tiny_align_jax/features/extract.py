@@ -51,7 +51,7 @@ class Report:
     """
 
     keys: Mapping[str, str]
-    skipped: Mapping[str, AudioError]
+    skipped: Mapping[str, str]
     truncated: tuple[str, ...]
     num_encoded: int
     audio_s: float
@@ -193,11 +193,17 @@ def extract(
             ) as bar:
                 _encode_all(decoded, encoder, sink, tally, bar)
     features = cache.FeatureCache.open(spec.folder(cache_dir), spec=spec)
-    report = _report(
-        utterances, keys, unreadable, features, tally, long,
-        compile_s=encoder.compile_s, wall_s=time.monotonic() - began_s,
-    )  # fmt: skip
-    _raise_refused(report, long, bad_audio)
+    good, errors, truncated = _sorted(utterances, keys, unreadable, features, tally, long)
+    report = Report(
+        keys=good,
+        skipped={name: str(error) for name, error in errors.items()},
+        truncated=truncated,
+        num_encoded=tally.num_encoded,
+        audio_s=tally.audio_s,
+        wall_s=time.monotonic() - began_s,
+        compile_s=encoder.compile_s,
+    )
+    _raise_refused(errors, len(good), long, bad_audio)
     logging.info("feature cache %s: %s", features.folder, report)
     return features, report
 
@@ -269,28 +275,25 @@ def _without_faults(
             yield item
 
 
-def _report(
+def _sorted(
     utterances: Sequence[Utterance],
     keys: Mapping[str, str],
     unreadable: Mapping[str, AudioError],
     features: cache.FeatureCache,
     tally: _Tally,
     long: str,
-    *,
-    compile_s: float,
-    wall_s: float,
-) -> Report:
-    """Sorts the utterances into those with frames and those without."""
+) -> tuple[dict[str, str], dict[str, AudioError], tuple[str, ...]]:
+    """Keys of utterances with frames, errors of those without, and which of the former were cut."""
     good: dict[str, str] = {}
-    skipped: dict[str, AudioError] = {}
+    errors: dict[str, AudioError] = {}
     truncated: list[str] = []
     window_samples = features.spec.window_samples
     for utterance in utterances:
         name, key = utterance.utterance_id, keys.get(utterance.utterance_id)
         if key is None:
-            skipped[name] = unreadable[utterance.audio_path]
+            errors[name] = unreadable[utterance.audio_path]
         elif key in tally.faults:
-            skipped[name] = tally.faults[key]
+            errors[name] = tally.faults[key]
         elif features.num_samples(key) <= window_samples:
             good[name] = key
         elif long == "truncate":
@@ -298,31 +301,27 @@ def _report(
             truncated.append(name)
         else:  # cut to the window by an earlier run whose policy was another one
             num_samples = features.num_samples(key)
-            skipped[name] = pipeline.too_long(utterance, num_samples, window_samples)
-    return Report(
-        keys=good,
-        skipped=skipped,
-        truncated=tuple(truncated),
-        num_encoded=tally.num_encoded,
-        audio_s=tally.audio_s,
-        wall_s=wall_s,
-        compile_s=compile_s,
-    )
+            errors[name] = pipeline.too_long(utterance, num_samples, window_samples)
+    return good, errors, tuple(truncated)
 
 
-def _raise_refused(report: Report, long: str, bad_audio: str) -> None:
-    """Raises for utterances that the policies do not let pass, all of them named."""
-    refused = [
-        f"{name}: {error}"
-        for name, error in report.skipped.items()
+def _raise_refused(
+    errors: Mapping[str, AudioError], num_good: int, long: str, bad_audio: str
+) -> None:
+    """Raises for utterances that the policies do not let pass, or if none is left."""
+    refused = {
+        name: error
+        for name, error in errors.items()
         if (long if isinstance(error, pipeline.TooLongError) else bad_audio) == "error"
-    ]
-    listed = "\n  ".join(refused[:_MAX_SHOWN])
+    }
     if refused:
         raise AudioError(
-            f"{len(refused)} utterance(s) cannot be used, {len(report.keys)} others are cached:\n  "
-            f"{listed}" + ("\n  ..." if len(refused) > _MAX_SHOWN else "")
+            f"{len(refused)} utterance(s) cannot be used, {num_good} others are cached:{_listed(refused)}"
         )
-    if not report.keys:
-        reasons = "\n  ".join(f"{n}: {e}" for n, e in list(report.skipped.items())[:_MAX_SHOWN])
-        raise DataError(f"no utterance can be used; {len(report.skipped)} skipped:\n  {reasons}")
+    if not num_good:
+        raise DataError(f"no utterance can be used; {len(errors)} skipped:{_listed(errors)}")
+
+
+def _listed(errors: Mapping[str, AudioError]) -> str:
+    lines = [f"\n  {name}: {error}" for name, error in errors.items()]
+    return "".join(lines[:_MAX_SHOWN]) + ("\n  ..." if len(lines) > _MAX_SHOWN else "")

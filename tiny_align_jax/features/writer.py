@@ -7,7 +7,6 @@ disk, renamed; then the shard's description the same way. A kill loses the shard
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import json
 import os
 import pathlib
@@ -15,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from typing import BinaryIO
 
+import filelock
 import numpy as np
 from absl import logging
 
@@ -177,13 +177,17 @@ def _sweep(folder: pathlib.Path, spec: cache.Spec) -> None:
 @contextlib.contextmanager
 def _locked(folder: pathlib.Path) -> Iterator[None]:
     """Holds the folder's lock; the system lets it go when the process ends, however it ends."""
-    with _clear_errors(folder), open(folder / "writer.lock", "w") as lock:
+    lock = filelock.FileLock(folder / "writer.lock")
+    with _clear_errors(folder):
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+            lock.acquire(timeout=0)
+        except filelock.Timeout:
             logging.info("feature cache: waiting for another process that writes in %s", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            lock.acquire()
+    try:
         yield
+    finally:
+        lock.release()
 
 
 @contextlib.contextmanager
