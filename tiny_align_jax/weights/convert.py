@@ -203,7 +203,7 @@ def _transformed_shape(rule: Rule, shape: tuple[int, ...]) -> tuple[int, ...] | 
     """Shape after the transform, without data; the given one if the rank is already wrong."""
     if not callable(rule.transform) and len(shape) != _RANKS.get(rule.transform, len(shape)):
         return shape
-    # a zero-stride stand-in: transforms only move axes, so no memory is touched
+    # a zero-stride stand-in: transforms that only move axes touch no memory
     stand_in = np.broadcast_to(np.float32(0), shape)
     return tuple(_transform(rule)(stand_in).shape)
 

@@ -14,11 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from tiny_align_jax import registry
-from tiny_align_jax.types import SAMPLE_RATE_HZ, Array, PyTree, WeightsError
+from tiny_align_jax.types import SAMPLE_RATE_HZ, Array, PyTree, Rule, WeightsError
 from tiny_align_jax.weights.convert import convert
 from tiny_align_jax.weights.folder import ModelFolder
 
 _EMBEDDING = "embedder/embedding"  # where every LLM family keeps its input table
+_HEAD = "head/weight"  # and its output matrix, unless that is the table again
 _PROBE_SAMPLES = SAMPLE_RATE_HZ  # parameters do not depend on the length of the input
 
 
@@ -123,10 +124,20 @@ def _load(
     folder: ModelFolder, module: ModuleType, config: Any, shapes: PyTree, dtype: Any
 ) -> Loaded:
     try:
-        params = convert(folder.source(), module.PARAM_MAP, shapes, np.dtype(dtype))
+        params = convert(folder.source(), _rules(module, config), shapes, np.dtype(dtype))
     except WeightsError as error:
         raise WeightsError(f"{folder.path} as {module.__name__}: {error}") from error
     return Loaded(module, config, params, folder.fingerprint)
+
+
+def _rules(module: ModuleType, config: Any) -> tuple[Rule, ...]:
+    """The family's table. Some exporters repeat a tied table as the head (Qwen3-0.6B): not used."""
+    if not getattr(config, "tied_head", False):
+        return module.PARAM_MAP
+    return tuple(
+        dataclasses.replace(rule, target=None) if rule.target == _HEAD else rule
+        for rule in module.PARAM_MAP
+    )
 
 
 def _embedding_name(folder: ModelFolder, module: ModuleType) -> str:
