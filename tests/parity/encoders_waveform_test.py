@@ -20,7 +20,8 @@ WINDOW = 4000
 SIZES = (2711, 4000, 1500)
 FLOAT32_TOLERANCE = 1e-4
 # Relative to the RMS of a hidden state: bfloat16 keeps 8 bits (0.4 % a rounding); 0.03 measured.
-BFLOAT16_TOLERANCE = {"wav2vec2_conformer": 0.12}  # torch's own bfloat16 is off by 0.05 there
+# This random network turns 0.5 % of noise on its input into 4-12 % on its output, in float32.
+BFLOAT16_TOLERANCE = {"wav2vec2_conformer": 0.2}
 BFLOAT16_DEFAULT_TOLERANCE = 0.05
 GROUP_NORM_CASES = tuple(
     name

@@ -79,7 +79,12 @@ def wanted_layers(layers: Sequence[int] | None, num_layers: int) -> tuple[int, .
 
 
 def run_layers(
-    layer: nn.Module, num_layers: int, x_BTE: jax.Array, wanted: Collection[int], *shared: Any
+    layer: nn.Module,
+    num_layers: int,
+    x_BTE: jax.Array,
+    wanted: Collection[int],
+    dtype: Any,
+    *shared: Any,
 ) -> dict[int, jax.Array]:
     """Scans `layer` (called as `layer(x_BTE, *shared)`) and keeps only the wanted hidden states.
 
@@ -87,15 +92,20 @@ def run_layers(
     `num_layers`. States in between are written into a buffer of exactly the wanted size, and
     layers above the highest wanted one are not run (while initialising, all are).
 
+    The residual stream is float32 whatever the layers compute in: trained encoders carry
+    activations in the hundreds, where bfloat16 has steps of 2 (Whisper base: half the error).
+
     Args:
         layer: unbound module whose name becomes the stack's name in the parameter tree.
         num_layers: depth of the stack.
-        x_BTE: input of the first layer; sets the dtype of all states.
+        x_BTE: input of the first layer.
         wanted: indices in 0..num_layers; 0 is `x_BTE` itself.
+        dtype: of the states kept in between.
         shared: further arguments, the same for every layer.
 
     Returns:
-        Hidden states [B, T, E] by index; the highest index is the output of the last layer run.
+        Hidden states [B, T, E] by index; the highest index is the output of the last layer run,
+        float32.
     """
     depth = num_layers if layer.is_initializing() else max(wanted)
     between = sorted(i for i in set(wanted) if 0 < i < depth)
@@ -104,8 +114,8 @@ def run_layers(
 
     def step(layer, carry, slot):
         x, kept = carry
-        x = layer(x, *shared).astype(x.dtype)
-        kept = kept.at[slot].set(x, mode="drop") if between else kept
+        x = layer(x, *shared)
+        kept = kept.at[slot].set(x.astype(dtype), mode="drop") if between else kept
         return (x, kept), None
 
     def scan(layer, carry):
@@ -118,9 +128,10 @@ def run_layers(
         scan = nn.map_variables(
             scan, "params", lambda tree: jax.tree.map(lambda leaf: leaf[:depth], tree)
         )
+    x_BTE = x_BTE.astype(jnp.float32)
     states = {0: x_BTE}
     if depth:
-        last, kept = scan(layer, (x_BTE, jnp.zeros((len(between), *x_BTE.shape), x_BTE.dtype)))
+        last, kept = scan(layer, (x_BTE, jnp.zeros((len(between), *x_BTE.shape), dtype)))
         states |= dict(zip(between, kept, strict=True)) | {depth: last}
     return states
 

@@ -114,8 +114,9 @@ class TransformerLayer(nn.Module):
     @nn.compact
     def __call__(self, x_BTE: jax.Array, *shared: Any) -> jax.Array:
         """Frames [B, T, E] to frames [B, T, E]; `shared` is handed to `attend`."""
-        attention_norm = _blocks.layer_norm(self.dtype, "attention_norm")
-        ffn_norm = _blocks.layer_norm(self.dtype, "ffn_norm")
+        dtype = self.dtype if self.config.pre_norm else jnp.float32  # part of the residual stream
+        attention_norm = _blocks.layer_norm(dtype, "attention_norm")
+        ffn_norm = _blocks.layer_norm(dtype, "ffn_norm")
         if self.config.pre_norm:
             x_BTE = x_BTE + self.attend(attention_norm(x_BTE), *shared)
             return x_BTE + self.feed_forward(ffn_norm(x_BTE))
@@ -139,8 +140,8 @@ class Encoder(nn.Module):
 
     Attributes:
         config: widths.
-        dtype: of the computation, float32 or bfloat16; statistics of norms and softmax stay
-            float32.
+        dtype: of the products and the result, float32 or bfloat16; the residual stream, norms'
+            statistics and softmax stay float32.
     """
 
     config: Config
@@ -165,15 +166,15 @@ class Encoder(nn.Module):
         config, dtype = self.config, self.dtype
         wanted = _blocks.wanted_layers(layers, config.num_layers)
         x_BTE, mask_BT = self._embed(inputs_B, num_samples_B)
-        encoder_norm = _blocks.layer_norm(dtype, "encoder_norm")
+        encoder_norm = _blocks.layer_norm(jnp.float32, "encoder_norm")
         if not config.pre_norm:
             x_BTE = encoder_norm(x_BTE)
         layer = self.layer_class(config, dtype, name="layers")
         shared = self.shared_inputs(x_BTE, mask_BT)
-        states = _blocks.run_layers(layer, config.num_layers, x_BTE, wanted, *shared)
+        states = _blocks.run_layers(layer, config.num_layers, x_BTE, wanted, dtype, *shared)
         if config.pre_norm and config.num_layers in states:
             states[config.num_layers] = encoder_norm(states[config.num_layers])
-        return tuple(states[i] for i in wanted)
+        return tuple(states[i].astype(dtype) for i in wanted)
 
     def _embed(self, waveform_BS: Array, num_samples_B: Array) -> tuple[jax.Array, jax.Array]:
         """Frames with position [B, T, E], and their validity [B, T]."""

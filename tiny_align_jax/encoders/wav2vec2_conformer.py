@@ -267,7 +267,7 @@ class ConformerLayer(nn.Module):
         x_BTE = x_BTE + Attention(config, dtype, name="attention")(y, mask_BT)
         x_BTE = x_BTE + ConvModule(config, dtype, name="conv")(x_BTE, mask_BT)
         x_BTE = x_BTE + 0.5 * FeedForward(config, dtype, name="ffn2")(x_BTE)
-        return _blocks.layer_norm(dtype, "final_norm")(x_BTE)
+        return _blocks.layer_norm(jnp.float32, "final_norm")(x_BTE)
 
 
 class Encoder(_waveform_model.Encoder):

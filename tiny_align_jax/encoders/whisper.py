@@ -159,8 +159,8 @@ class Encoder(nn.Module):
 
     Attributes:
         config: widths.
-        dtype: of the computation, float32 or bfloat16; the spectrogram, norms' statistics and
-            softmax stay float32.
+        dtype: of the products and the result, float32 or bfloat16; the spectrogram, residual
+            stream, norms' statistics and softmax stay float32.
     """
 
     config: Config
@@ -192,11 +192,11 @@ class Encoder(nn.Module):
         wanted = _blocks.wanted_layers(layers, config.num_layers)
         x_BTE = self._embed(log_mel_BFM.astype(dtype))
         layer = EncoderLayer(config, dtype, name="layers")
-        states = _blocks.run_layers(layer, config.num_layers, x_BTE, wanted)
+        states = _blocks.run_layers(layer, config.num_layers, x_BTE, wanted, dtype)
         if config.num_layers in states:
             final_norm = _blocks.layer_norm(dtype, "final_norm")
             states[config.num_layers] = final_norm(states[config.num_layers])
-        return tuple(states[i] for i in wanted)
+        return tuple(states[i].astype(dtype) for i in wanted)
 
     def _embed(self, log_mel_BFM: jax.Array) -> jax.Array:
         """Two convolutions, the second of stride 2, plus fixed positions: [B, F / 2, E]."""
@@ -206,4 +206,4 @@ class Encoder(nn.Module):
         x_BTE = _blocks.gelu(conv2(_blocks.gelu(x)))
         shape = (config.max_frames, config.dim)
         positions = self.param("positions", nn.initializers.normal(0.02), shape)
-        return x_BTE + positions[: x_BTE.shape[1]].astype(dtype)
+        return x_BTE.astype(jnp.float32) + positions[: x_BTE.shape[1]]
