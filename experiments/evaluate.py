@@ -27,10 +27,10 @@ _LIMIT = flags.DEFINE_integer(
 )
 _SNAP = flags.DEFINE_enum(
     "snap",
-    "nearest",
-    ["nearest", "soft", "none", "retokenize"],
-    "What the LLM gets in place of the audio: table rows of the read tokens, probability-weighted "
-    "rows, raw projector outputs, or the read text tokenised anew.",
+    "retokenize",
+    ["retokenize", "nearest", "soft", "none"],
+    "What the LLM gets in place of the audio: the read text tokenised anew, table rows of the read "
+    "tokens, probability-weighted rows, or raw projector outputs.",
 )
 _USE_LLM = flags.DEFINE_bool(
     "use_llm", True, "Ask the LLM, too; without it only the reading counts."

@@ -49,6 +49,19 @@ _FIRST_RECIPE = (
 )
 
 
+# Every encoder and LLM whose weights can be had, one seed each; base + SmolLM2 is row one.
+_OTHERS = {
+    "whisper-tiny.en + smollm2-135m": ("--config.encoder.asset=whisper-tiny.en",),
+    "whisper-base + gemma-3-270m": ("--config.llm.asset=gemma-3-270m",),
+    "whisper-tiny.en + gemma-3-270m": (
+        "--config.encoder.asset=whisper-tiny.en",
+        "--config.llm.asset=gemma-3-270m",
+    ),
+}
+# Triton's matrix products are tuned by compiling dozens of candidates each: 7 CPU minutes a run here.
+_XLA_FLAGS = "--xla_gpu_enable_triton_gemm=false"
+
+
 def main(argv):
     del argv
     folder = Path(_WORKDIR.value)
@@ -58,6 +71,10 @@ def main(argv):
         ctc = [folder / f"ctc_seed{s}" for s in range(3)]
         jobs = [pool.submit(_train, ctc[s], f"--config.seed={s}") for s in (1, 2)]
         first = pool.submit(_train, folder / "first_recipe", *_FIRST_RECIPE)
+        others = {
+            label: pool.submit(_train, folder / label.replace(" + ", "_"), *extra)
+            for label, extra in _OTHERS.items()
+        }
         search = {
             name: pool.submit(_train, folder / f"search_{name}", *_PAPER, *extra)
             for name, extra in _PAPER_SEARCH.items()
@@ -73,14 +90,16 @@ def main(argv):
             jobs.append(
                 pool.submit(_train, run, *_PAPER, *_PAPER_SEARCH[best], f"--config.seed={seed}")
             )
-        futures.wait([*jobs, first])
-        rest = [*ctc[1:], folder / "first_recipe", *paper]
+        futures.wait([*jobs, first, *others.values()])
+        other_runs = {label: [job.result()] for label, job in others.items()}
+        rest = [*ctc[1:], folder / "first_recipe", *paper, *(r[0] for r in other_runs.values())]
         scored += [pool.submit(_evaluate, run) for run in rest]
         futures.wait(scored)
     rows = {
         "embedlink_ctc (ours)": ctc,
         f"embedlink (the paper's, {best})": paper,
         "first recipe": [folder / "first_recipe"],
+        **other_runs,
     }
     table = _table(rows)
     (folder / "table.md").write_text(table)
@@ -103,6 +122,7 @@ def _call(experiment: str, run: Path, *arguments: str) -> Path:
     environment = {
         **os.environ,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_XLA_FLAGS}",
         "JAX_COMPILATION_CACHE_DIR": str(Path(_main.CACHE_DIR.value) / "jit"),
     }
     start_s = time.monotonic()
@@ -121,13 +141,14 @@ def _validation_wer(run: Path) -> float:
 
 def _table(rows: dict[str, list[Path]]) -> str:
     names = ("heard wer", "heard rouge1", "answer rouge1", "oracle rouge1")
-    lines = ["| row | seeds | train s | compile s | " + " | ".join(names) + " |"]
-    lines.append("|" + " --- |" * (len(names) + 4))
+    lines = ["| row | seeds | train s | compile s | peak MB | " + " | ".join(names) + " |"]
+    lines.append("|" + " --- |" * (len(names) + 5))
     for label, runs in rows.items():
         done = [r for r in runs if (r / "metrics.json").is_file()]
         cells = [label, str(len(done))]
         results = [json.loads((r / "train_result.json").read_text()) for r in done]
         cells += [", ".join(f"{r[key]:.1f}" for r in results) for key in ("train_s", "compile_s")]
+        cells.append(", ".join(f"{r['peak_device_mb'] or r['peak_rss_mb']:.0f}" for r in results))
         cells += [_cell(done, *name.split()) for name in names]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"

@@ -21,7 +21,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training r
 _AUDIO = flags.DEFINE_string("audio", None, "Recording: wav, flac, ogg or mp3, any rate.")
 _INSTRUCTION = flags.DEFINE_string("instruction", None, "What to do with what is heard.")
 _SNAP = flags.DEFINE_enum(
-    "snap", "nearest", ["nearest", "soft", "none", "retokenize"], "As in experiments.evaluate."
+    "snap", "retokenize", ["retokenize", "nearest", "soft", "none"], "As in experiments.evaluate."
 )
 _USE_LLM = flags.DEFINE_bool("use_llm", True, "False: only print what was heard.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest answer, in tokens.")
