@@ -176,6 +176,7 @@ def export(world: World, manifest: pathlib.Path, objective: str) -> None:
         "split": {
             "train": "train",
             "test": "test",
+            "validation": "",
             "validation_speakers": 0,
             "train_speakers": 0,
             "train_fraction": 1.0,

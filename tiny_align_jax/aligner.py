@@ -69,7 +69,7 @@ class Hearing:
         return len(self.texts)
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)  # trees of arrays do neither well
 class Aligner:
     """A trained projector between its frozen encoder and LLM. Made by `load`.
 
@@ -279,7 +279,7 @@ def _load_llm(folder: Any, config: Mapping[str, Any]) -> Llm:
     dtype = jnp.dtype(config.get("llm", {}).get("dtype", "float32"))
     loaded = loading.load_llm(folder, dtype)
     model = decode.LanguageModel(loaded.module, loaded.config, dtype)
-    return Llm(model, jax.device_put(loaded.params))
+    return Llm(model, loaded.params)
 
 
 def _read_json_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

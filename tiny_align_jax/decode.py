@@ -13,6 +13,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -102,7 +103,9 @@ class Generator:
                 f"stop ids {list(stop_ids)}; expected at least one, each below the vocabulary's "
                 f"{vocab_size}: does the tokenizer belong to this LLM?"
             )
-        self.model, self.params, self.config = model, params, config or Config()
+        self.model, self.config = model, config or Config()
+        # Once, here: arrays of the host would travel to the device with every call.
+        self.params = jax.device_put(params)
         c = self.config
         self._sampling = decode_loop.Sampling(c.max_new_tokens, c.temperature, c.top_k, c.top_p)
         self._stop_ids_K = jnp.array(sorted(set(stop_ids)), jnp.int32)

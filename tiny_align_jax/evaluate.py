@@ -35,7 +35,9 @@ class Config:
         split: role in the run's split, one of SPLITS.
         limit: score only so many utterances, drawn by `seed`; 0 for all. Such results are marked
             partial and go to files of their own.
-        snap: what the LLM gets in place of the audio, see `Aligner.snap`.
+        snap: what the LLM gets in place of the audio, see `Aligner.snap`. Rows of the pieces that the
+            projector spells rare words with are not the rows the LLM knows these words by, so the
+            reading is tokenised anew by default (docs/prompts.md has both figures).
         use_llm: ask the LLM and the oracle, too.
         batch_size: utterances that are heard at a time; the reading holds [batch, tokens, rows].
         num_buckets: padded lengths that batches are sorted into.
@@ -44,7 +46,7 @@ class Config:
 
     split: str = "test"
     limit: int = 0
-    snap: str = "nearest"
+    snap: str = "retokenize"
     use_llm: bool = True
     batch_size: int = 16
     num_buckets: int = 3

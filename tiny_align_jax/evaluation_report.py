@@ -12,6 +12,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tiny_align_jax import evaluate
+from tiny_align_jax.metrics import _bootstrap
 
 _LABELS = {
     evaluate.HEARD: "heard (no LLM)",
@@ -84,6 +85,7 @@ def plot(metrics: Mapping[str, Any], path: str | os.PathLike, metric: str = "wer
     for axis, (normalizer, found) in zip(axes[0], normalizers.items(), strict=True):
         _draw_panel(axis, found["scores"], metric)
         axis.set_title(f"{metric.upper()}, normaliser {normalizer}")
+    axes[0][0].set_ylim(bottom=0)  # after all panels are drawn: they share the axis
     axes[0][0].set_ylabel(f"{metric.upper()} ({_interval_note(metrics)})")
     axes[0][0].legend()
     figure.suptitle(_headline(metrics), fontsize=9)
@@ -118,7 +120,6 @@ def _draw_panel(axis, scores: Mapping[str, Mapping[str, Any]], metric: str) -> N
     counts = [next(iter(scores.values()))[g]["num_utterances"] for g in names]
     labels = [f"{g}\nn={n}" for g, n in zip(names, counts, strict=True)]
     axis.set_xticks(np.arange(len(names)), labels, fontsize=8)
-    axis.set_ylim(bottom=0)
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:
@@ -132,8 +133,11 @@ def _headline(metrics: Mapping[str, Any]) -> str:
 
 def _interval_note(metrics: Mapping[str, Any]) -> str:
     scores = next(iter(metrics["normalizers"].values()))["scores"]
-    unit = next(iter(scores.values()))["all"]["wer"]["resampled"]
-    return f"{metrics['intervals']['level']:.0%} bootstrap intervals over {unit}s"
+    groups = next(iter(scores.values())).values()
+    units = sorted({row["wer"]["resampled"] for row in groups})
+    note = f"{metrics['intervals']['level']:.0%} bootstrap intervals over {units[0]}s"
+    few = f" (utterances where a group has fewer than {_bootstrap.MIN_SPEAKERS} speakers)"
+    return note if len(units) == 1 else note.replace("utterances", "speakers") + few
 
 
 def _with_interval(score: Mapping[str, float]) -> str:

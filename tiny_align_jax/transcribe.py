@@ -46,7 +46,7 @@ class Transcriber:
         aligner: Aligner,
         prompt: prompts.Config | None = None,
         settings: decode.Config | None = None,
-        snap: str = "nearest",
+        snap: str = "retokenize",
     ):
         """Args: the aligner; prompt and generation (default: the run's own); how to snap.
 

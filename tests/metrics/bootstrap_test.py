@@ -48,9 +48,13 @@ def test_speakers_that_differ_widen_the_interval():
     assert loose.high - loose.low > 2 * (tight.high - tight.low)
 
 
-def test_one_speaker_falls_back_to_utterances():
-    interval = _bootstrap.intervals(_statistics([1, 0], [2, 2]), wer.from_totals, ["a", "a"])["wer"]
-    assert interval.unit == "utterance"
+@pytest.mark.parametrize(
+    ("num_speakers", "unit"), [(1, "utterance"), (4, "utterance"), (5, "speaker")]
+)
+def test_few_speakers_fall_back_to_utterances(num_speakers, unit):
+    statistics = _statistics(np.arange(20), np.full(20, 20))
+    speakers = [f"s{i % num_speakers}" for i in range(20)]
+    assert _bootstrap.intervals(statistics, wer.from_totals, speakers)["wer"].unit == unit
 
 
 def test_seed_decides():

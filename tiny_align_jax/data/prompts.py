@@ -21,6 +21,20 @@ EXAMPLE_FORMS = ("turns", "text")
 # A private-use character cannot occur in an instruction and survives templates that trim.
 _MARK = "\ue000audio\ue000"
 
+# Broken sentences, numbers, a doubled word: a small LLM shown sound sentences only "mends" what it
+# should repeat, and answers what it cannot read with an example.
+VERBATIM_EXAMPLES = tuple(
+    (text, text)
+    for text in (
+        "three blue the walking under seven",
+        "mary's cat drink of milk slow",
+        "nine zero four one",
+        "the the river go to them hill",
+        "and who is that",
+        "he was running very quick before of the rain stop",
+    )
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Config:
@@ -36,11 +50,8 @@ class Config:
         system: system turn; None keeps the template's own default.
     """
 
-    instruction: str = "Repeat the sentence.\nSentence: {audio}"
-    examples: tuple[tuple[str, str], ...] = (
-        ("the old dog slept near the door", "the old dog slept near the door"),
-        ("please bring me seven green apples", "please bring me seven green apples"),
-    )
+    instruction: str = "Copy the text word for word.\nText: {audio}"
+    examples: tuple[tuple[str, str], ...] = VERBATIM_EXAMPLES
     examples_as: str = "turns"
     audio_position: str = "slot"
     system: str | None = None

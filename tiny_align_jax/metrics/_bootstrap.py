@@ -1,6 +1,7 @@
 """Bootstrap intervals over clusters: utterances of one speaker are not independent.
 
-Resamples speakers with replacement where they are known, else utterances. Every replicate is a sum
+Resamples speakers with replacement where enough are known, else utterances (with two speakers a
+replicate has three outcomes, and the interval would be absurdly narrow). Every replicate is a sum
 of sufficient statistics, so a thousand of them are one matrix product.
 Source: Bisani and Ney 2004, "Bootstrap estimates for confidence intervals in ASR performance
 evaluation"; percentile intervals.
@@ -12,6 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from tiny_align_jax.types import ConfigError
+
+MIN_SPEAKERS = 5
 
 Statistics = Mapping[str, np.ndarray]
 FromTotals = Callable[[Statistics], dict[str, np.ndarray]]
@@ -50,7 +53,8 @@ def intervals(
     Args:
         statistics: what a metric's `per_utterance` returns, [num_utterances] each.
         from_totals: the metric's `from_totals`.
-        speakers: speaker of every utterance; None, or fewer than two of them: utterances are resampled.
+        speakers: speaker of every utterance; None, or fewer than MIN_SPEAKERS of them: utterances are
+            resampled.
         level: coverage, e.g. 0.95.
         num_resamples: replicates.
         seed: of the resampling; the same seed and sample give the same interval.
@@ -113,7 +117,7 @@ def _units(
     lengths = {key: len(column) for key, column in statistics.items()}
     if not lengths or 0 in lengths.values():
         raise ConfigError("cannot bootstrap: there is no utterance to resample")
-    if speakers is None or len(set(speakers)) < 2:
+    if speakers is None or len(set(speakers)) < MIN_SPEAKERS:
         return dict(statistics), "utterance"
     if set(lengths.values()) != {len(speakers)}:
         raise ConfigError(f"{len(speakers)} speakers for statistics of lengths {lengths}")
