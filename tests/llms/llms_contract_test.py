@@ -72,12 +72,12 @@ def test_parameters_are_stacked_and_the_table_is_where_it_belongs(subject):
 
 
 def test_batch_equals_single(subject):
-    x, (positions, mask) = subject.embeddings(3), positions_and_mask(3)
+    x, (positions, mask) = subject.embeddings(2), positions_and_mask(2)
     batch, cache = subject.apply(x, positions, mask)
     assert cache is None
-    assert batch.shape == (3, LENGTH, VOCAB)
+    assert batch.shape == (2, LENGTH, VOCAB)
     assert batch.dtype == jnp.float32
-    for row in range(3):
+    for row in range(2):
         one = slice(row, row + 1)
         single, _ = subject.apply(x[one], positions[one], mask[one])
         np.testing.assert_allclose(single, batch[one], atol=ATOL)
@@ -104,7 +104,7 @@ def test_padding_changes_nothing(subject, where):
 
 
 def test_a_later_token_changes_no_earlier_logit(subject):
-    x, (positions, mask) = subject.embeddings(1), positions_and_mask(1)
+    x, (positions, mask) = subject.embeddings(2), positions_and_mask(2)
     before, _ = subject.apply(x, positions, mask)
     after, _ = subject.apply(x.at[:, -1, 0].add(1.0), positions, mask)
     np.testing.assert_array_equal(before[:, :-1], after[:, :-1])
@@ -122,12 +122,11 @@ def test_logits_at_are_the_same_logits(subject):
 
 
 def test_a_prompt_read_in_pieces_equals_the_whole(subject):
-    """Pieces of 4, 1 and 5 tokens; the second holds padding beside a shorter row."""
     x, (positions, mask) = subject.embeddings(2), positions_and_mask(2)
     want, _ = subject.apply(x, positions, mask)
     cache = subject.module.init_cache(subject.config, 2, LENGTH + 3, jnp.float32)
     got = []
-    for piece in (slice(0, 4), slice(4, 5), slice(5, 10)):
+    for piece in (slice(0, 5), slice(5, 10)):
         logits, cache = subject.apply(x[:, piece], positions[:, piece], mask[:, piece], cache)
         got.append(logits)
     np.testing.assert_allclose(np.concatenate(got, axis=1), want, atol=ATOL)
@@ -135,10 +134,9 @@ def test_a_prompt_read_in_pieces_equals_the_whole(subject):
     np.testing.assert_array_equal(cache["valid"].sum(axis=1), [LENGTH, LENGTH])
 
 
-@pytest.mark.parametrize("key", registry.names("llms"))
-def test_jit_changes_nothing(key):
-    subject = subject_of(key)
-    x, (positions, mask) = subject.embeddings(3), positions_and_mask(3)
+def test_jit_changes_nothing():
+    subject = subject_of("gemma")  # the family with two kinds of layers
+    x, (positions, mask) = subject.embeddings(2), positions_and_mask(2)
     compiled, _ = subject.apply(x, positions, mask)
     eager, _ = subject.apply(x, positions, mask, jit=False)
     np.testing.assert_allclose(eager, compiled, atol=ATOL)
@@ -147,7 +145,7 @@ def test_jit_changes_nothing(key):
 @pytest.mark.parametrize("key", registry.names("llms"))
 def test_remat_changes_no_gradient(key):
     subject = subject_of(key)
-    x, (positions, mask) = subject.embeddings(3), positions_and_mask(3)
+    x, (positions, mask) = subject.embeddings(2), positions_and_mask(2)
 
     def loss(x, remat):
         logits, _ = subject.apply(x, positions, mask, remat=remat)
