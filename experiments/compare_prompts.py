@@ -18,10 +18,11 @@ from absl import flags
 from experiments import _main
 
 _LLM = flags.DEFINE_string("llm", "smollm2-135m-instruct", "Asset name, hub id or folder.")
-_TEXTS = flags.DEFINE_string("texts", None, "File with one training sentence a line.")
+_TEXTS = flags.DEFINE_string(
+    "texts", None, "File with one training sentence a line.", required=True
+)
 _LIMIT = flags.DEFINE_integer("limit", 100, "Sentences to draw by seed 0; 0 for all.")
 _CANDIDATES = flags.DEFINE_string("candidates", None, "JSON file of prompts by name.")
-flags.mark_flag_as_required("texts")
 
 
 def main(argv):
@@ -31,14 +32,18 @@ def main(argv):
     from tiny_align_jax import decode, prompt_search, registry
     from tiny_align_jax.data import prompts, tokenizer
     from tiny_align_jax.responder import Llm
+    from tiny_align_jax.types import ConfigError
     from tiny_align_jax.weights import assets, loading
 
     lines = sorted({t.strip() for t in _read(_TEXTS.value).splitlines() if t.strip()})
     drawn = np.random.default_rng(0).permutation(len(lines))[: _LIMIT.value or None]
     candidates = prompt_search.CANDIDATES
     if _CANDIDATES.value:
-        sections = json.loads(_read(_CANDIDATES.value))
-        candidates = {n: registry.make_config(prompts, s) for n, s in sections.items()}
+        try:
+            sections = json.loads(_read(_CANDIDATES.value)).items()
+        except (ValueError, AttributeError) as error:
+            raise ConfigError(f"--candidates={_CANDIDATES.value}: {error}; see --help") from error
+        candidates = {name: registry.make_config(prompts, section) for name, section in sections}
     folder = assets.resolve(_LLM.value, _main.CACHE_DIR.value)
     loaded = loading.load_llm(folder)
     llm = Llm(decode.LanguageModel(loaded.module, loaded.config, jnp.float32), loaded.params)

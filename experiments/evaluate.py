@@ -18,7 +18,7 @@ from absl import flags
 
 from experiments import _main
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation", "train"], "What to score.")
 _LIMIT = flags.DEFINE_integer(
     "limit",
@@ -38,7 +38,6 @@ _USE_LLM = flags.DEFINE_bool(
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest answer, in tokens.")
 _OUT = flags.DEFINE_string("out", None, "Where to write; default: the workdir.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
-flags.mark_flag_as_required("workdir")
 
 
 def main(argv):

@@ -17,8 +17,10 @@ from absl import flags
 
 from experiments import _main
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.")
-_AUDIO = flags.DEFINE_string("audio", None, "Recording: wav, flac, ogg or mp3, any rate.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.", required=True)
+_AUDIO = flags.DEFINE_string(
+    "audio", None, "Recording: wav, flac, ogg or mp3, any rate.", required=True
+)
 _INSTRUCTION = flags.DEFINE_string("instruction", None, "What to do with what is heard.")
 _SNAP = flags.DEFINE_enum(
     "snap", "retokenize", ["retokenize", "nearest", "soft", "none"], "As in experiments.evaluate."
@@ -30,7 +32,6 @@ _TOP_P = flags.DEFINE_float("top_p", 1.0, "Sample among the likeliest tokens of 
 _SEED = flags.DEFINE_integer("seed", 0, "Of the sampling.")
 _JSON = flags.DEFINE_bool("json", False, "Print one JSON object instead of text.")
 _WARM = flags.DEFINE_bool("warm", False, "Run once before the run that is timed and shown.")
-flags.mark_flags_as_required(["workdir", "audio"])
 
 
 def main(argv):
