@@ -142,7 +142,7 @@ def test_jit_changes_nothing():
     np.testing.assert_allclose(eager, compiled, atol=ATOL)
 
 
-@pytest.mark.parametrize("key", registry.names("llms"))
+@pytest.mark.parametrize("key", ["gemma", "llama"])
 def test_remat_changes_no_gradient(key):
     subject = subject_of(key)
     x, (positions, mask) = subject.embeddings(2), positions_and_mask(2)

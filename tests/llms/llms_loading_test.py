@@ -65,3 +65,9 @@ def test_foreign_and_missing_tensors_are_named_together(qwen_folder):
     with pytest.raises(WeightsError, match="final_norm/scale") as error:
         loading.load_llm(assets.open_folder(path))
     assert "model.adapter.weight" in str(error.value)
+
+
+def test_qwen2_has_no_output_bias_whatever_attention_bias_says():
+    hf = testing.LLM_CONFIGS["llama/qwen2"]
+    module = loading.find_family("llms", hf)
+    assert module.config_from_hf(hf | {"attention_bias": True}) == module.config_from_hf(hf)

@@ -110,6 +110,7 @@ def make_context(
 ) -> tuple[Context, dict | None]:
     """Angles and masks of a call, and the cache with the new slots marked."""
     length = jnp.zeros((), jnp.int32)
+    positions_BN, mask_BN = jnp.asarray(positions_BN), jnp.asarray(mask_BN, bool)
     valid_BM, positions_BM = mask_BN, positions_BN
     if cache is not None:
         length, zero = cache["length"], jnp.zeros((), jnp.int32)

@@ -118,6 +118,9 @@ def config_from_hf(hf: Mapping[str, Any]) -> Config:
     attributes.expect("attention_bias", False)
     attributes.expect("use_bidirectional_attention", False)
     attributes.expect("tie_word_embeddings", True)
+    attributes.expect("partial_rotary_factor", 1)
+    if hf.get("sliding_window", 0) is None:
+        attributes.complain("sliding_window is null; expected a number of tokens")
     # Gemma 2 states the activation twice; `hidden_act` is what early exports wrote and nobody reads.
     attributes.expect("hidden_act", "gelu", "gelu_pytorch_tanh")
     if not is_gemma2:

@@ -121,8 +121,11 @@ def config_from_hf(hf: Mapping[str, Any]) -> Config:
         take("num_hidden_layers"),
     )
     head_dim = take("head_dim", 128 if model_type == "qwen3" else dim // num_heads)
-    attention_bias = take("attention_bias", False)
+    # Qwen2 always has the three input biases and never the output's, whatever the attribute says.
+    attention_bias = take("attention_bias", False) and model_type != "qwen2"
     window, window_layers = _windows(attributes, hf, model_type, num_layers)
+    # transformers reads but ignores a partial rotation here; pretraining_tp only splits the products.
+    attributes.expect("partial_rotary_factor", 1)
     attributes.expect("pretraining_tp", 1)
     attributes.expect("rope_interleaved", False)
     attributes.expect("use_mrope", False)
