@@ -13,7 +13,7 @@ Row 0 is always the end-of-text token. `encode` gives rows (indices into `row_id
 import collections
 import dataclasses
 import math
-import re
+import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -22,9 +22,11 @@ from tiny_align_jax.types import ConfigError, DataError
 
 KINDS = ("full", "seen", "pieces")
 _LETTERS = "abcdefghijklmnopqrstuvwxyz'"
-_NOT_SPOKEN = re.compile(r"[^\w' ]+", re.UNICODE)
 # Rounds of segment-and-recount; the inventory stops changing after four or five.
 _ROUNDS = 6
+# Of saved log-probabilities; those in memory are rounded alike, so that a saved vocabulary spells as the
+# one that trained.
+_DECIMALS = 5
 
 
 def spoken_form(text: str) -> str:
@@ -32,10 +34,17 @@ def spoken_form(text: str) -> str:
 
     SmolLM2 needs 6.6 tokens an utterance for it against 11.0 in upper case.
     """
-    return " ".join(_NOT_SPOKEN.sub(" ", text.lower().replace("\u2019", "'")).replace("_", " ").split())
+    composed = unicodedata.normalize("NFC", text.lower().replace("\u2019", "'"))
+    return " ".join("".join(c if _is_spoken(c) else " " for c in composed).split())
 
 
-@dataclasses.dataclass(frozen=True)
+def _is_spoken(character: str) -> bool:
+    # Marks too: vowel signs of Indic scripts are no letters to Python, but half of every word.
+    is_mark = unicodedata.category(character).startswith("M")
+    return character.isalnum() or character == "'" or is_mark
+
+
+@dataclasses.dataclass(frozen=True, eq=False)  # arrays have no single truth
 class Vocabulary:
     """A chosen set of table rows.
 
@@ -87,7 +96,7 @@ class Vocabulary:
             "kind": self.kind,
             "row_ids": self.row_ids.tolist() if self.kind != "full" else None,
             "num_rows": len(self),
-            "log_probs": [round(float(p), 5) for p in self.log_probs],
+            "log_probs": [round(float(p), _DECIMALS) for p in self.log_probs],
         }
 
     @property
@@ -151,7 +160,8 @@ def build(
         id_of = {s: i for i, s in reversed(list(enumerate(token_strings))) if s in log_prob_of}
         chosen = sorted(log_prob_of, key=lambda s: id_of[s])
         ids = [end_id] + [id_of[s] for s in chosen]
-        log_probs = np.array([0.0] + [log_prob_of[s] for s in chosen], np.float32)
+        rounded = [round(log_prob_of[s], _DECIMALS) for s in chosen]
+        log_probs = np.array([0.0, *rounded], np.float32)
     else:
         if kind == "full":
             others = range(len(token_strings))
