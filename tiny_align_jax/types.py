@@ -116,6 +116,8 @@ class Frozen:
         prefix_ids_P: prompt before the audio (LLM ids), only with 'llm'.
         suffix_ids_P: prompt after the audio (LLM ids), only with 'llm'.
         row_ids_V: LLM id of every row of `table_VD`, int32.
+        slot_ids_V: LLM id of every row's text with a leading space, as it begins a transcript inside
+            the prompt, int32; only with 'llm', whose rows begin an answer.
     """
 
     table_VD: Array
@@ -123,6 +125,7 @@ class Frozen:
     llm: PyTree = None
     prefix_ids_P: Array | None = None
     suffix_ids_P: Array | None = None
+    slot_ids_V: Array | None = None
 
 
 @flax.struct.dataclass

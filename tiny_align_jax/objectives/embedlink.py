@@ -16,6 +16,7 @@ import jax.numpy as jnp
 from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree, Reading
 
 NEEDS = ("embeddings",)
+FIXED_LENGTH = True  # matches token by token, so the projector must give a fixed number of them
 CASTS = ("pad", "stretch")
 END_ROW = 0  # row 0 of the table is the end-of-text token
 

@@ -1,6 +1,7 @@
 """AdamW with warm-up and cosine decay over the trainable tree."""
 
 import dataclasses
+import functools
 
 import jax
 import optax
@@ -46,6 +47,7 @@ def learning_rate(config: Config, num_steps: int) -> optax.Schedule:
     )
 
 
+@functools.lru_cache(maxsize=64)  # equal settings are one object, so equal steps share a program
 def make(config: Config, num_steps: int) -> optax.GradientTransformation:
     """The optimizer; it only ever sees the trainable tree."""
     parts = [optax.clip_by_global_norm(config.clip_norm)] if config.clip_norm else []

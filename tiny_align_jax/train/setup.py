@@ -18,7 +18,7 @@ import tiny_align_jax
 from tiny_align_jax import registry
 from tiny_align_jax.data import augment, batching, prompts, splits, tokenizer, vocabulary
 from tiny_align_jax.features import extract
-from tiny_align_jax.train import loop, optimizer
+from tiny_align_jax.train import loop, optimizer, through_llm
 from tiny_align_jax.train.partition import partition
 from tiny_align_jax.train.step import StepSpec, TrainState, init_state
 from tiny_align_jax.types import ConfigError, DataError, Frozen, PyTree, Reading, Utterance
@@ -55,6 +55,9 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     Raises:
         TinyAlignError: of any stage, naming what is wrong.
     """
+    module, module_config = registry.from_section("objectives", config["objective"])
+    projector, projector_config = registry.from_section("projectors", config["projector"])
+    require_fit(projector, projector_config, module)
     split = read_split(config)
     splits.refuse_leaks(split, config["split"]["shared_speakers"])
     llm_folder = assets.resolve(config["llm"]["asset"], cache_dir)
@@ -64,18 +67,14 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
         [u.text for u in split.train],
         words.token_strings(),
         words.eos_id,
-        words,
+        through_llm.vocabulary_tokenizer(module, config["vocabulary"]["kind"], words),
         config["vocabulary"]["min_count"],
     )
-    module, module_config = registry.from_section("objectives", config["objective"])
     frozen = load_frozen(module, llm_folder, rows, config, words)
     cache, report, encoder_card = features(
         config, cache_dir, [*split.train, *split.validation], progress
     )
-    projector, projector_config = registry.from_section("projectors", config["projector"])
-    can_emit = functools.partial(
-        _can_emit, projector, projector_config, module, module_config
-    )
+    can_emit = functools.partial(_can_emit, projector, projector_config, module, module_config)
     train_examples, skipped = examples(split.train, cache, report, rows, can_emit)
     table_rms = float(np.sqrt(np.mean(np.square(frozen.table_VD))))
     train_config = registry.make_config(loop, config["train"])
@@ -93,6 +92,7 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
         ),
         augment=registry.make_config(augment, config["augment"]),
         average_decay=train_config.average_decay,
+        llm=loading.llm_config(llm_folder) if "llm" in module.NEEDS else None,
     )
     validate = None
     if split.validation:
@@ -100,7 +100,13 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
             split.validation, cache, report, rows, can_emit, targets=False
         )
         references = {u.utterance_id: u.text for u in split.validation}
-        validate = make_validation(spec, frozen, validation_examples, rows, references)
+        if spec.llm is None:
+            validate = make_validation(spec, frozen, validation_examples, rows, references)
+        else:
+            prompt = prompts.build(registry.make_config(prompts, config["prompt"]), words)
+            validate = through_llm.make_validation(
+                spec, frozen, validation_examples, words, prompt, references
+            )
     run = loop.Run(train_config, spec, frozen, train_examples, validate, config["seed"])
     params = loop.init_params(run)
     trainable, fixed = partition(params, train_config.trainable, train_config.fixed)
@@ -118,6 +124,21 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
         "versions": versions(),
     }
     return Prepared(run, init_state(spec, trainable, fixed, config["seed"]), card, split, skipped)
+
+
+def require_fit(projector, projector_config, objective) -> None:
+    """Refuses a projector at frame rate for an objective that matches token by token.
+
+    Raises:
+        ConfigError: naming both and the switches that give a fixed number of tokens.
+    """
+    few, many = (projector.num_audio_tokens(projector_config, n) for n in (100, 1000))
+    if getattr(objective, "FIXED_LENGTH", False) and few != many:
+        raise ConfigError(
+            f"{objective.__name__} matches token by token and needs a fixed number of audio tokens, "
+            f"but {projector.__name__} gives {few} for 100 frames and {many} for 1000; set its "
+            "pooling to 'adaptive' (qformer: window=0)"
+        )
 
 
 def read_split(config: Mapping[str, Any]) -> splits.Split:
@@ -187,8 +208,11 @@ def examples(
     targets: bool = True,
 ) -> tuple[batching.Examples, dict[str, str]]:
     """Examples of the utterances that have frames and a usable transcript; the rest by reason."""
-    skipped = {u.utterance_id: report.skipped[u.utterance_id] for u in utterances
-               if u.utterance_id in report.skipped}
+    skipped = {
+        u.utterance_id: report.skipped[u.utterance_id]
+        for u in utterances
+        if u.utterance_id in report.skipped
+    }
     ids, keys, target_rows = [], [], []
     for u in utterances:
         if u.utterance_id in skipped:
@@ -223,10 +247,8 @@ def load_frozen(
     if "llm" not in objective.NEEDS:
         return frozen
     prompt = prompts.build(registry.make_config(prompts, config["prompt"]), words)
-    params = loading.load_llm(llm_folder, jnp.dtype(config["llm"]["dtype"])).params
-    return frozen.replace(
-        llm=params, prefix_ids_P=prompt.prefix_ids, suffix_ids_P=prompt.suffix_ids
-    )
+    dtype = jnp.dtype(config["llm"]["dtype"])
+    return through_llm.add_llm(frozen, llm_folder, rows, prompt, dtype)
 
 
 def make_reader(spec: StepSpec):
@@ -254,25 +276,23 @@ def make_validation(
 ):
     """Parameters -> corpus WER and ROUGE-1 of the nearest-row reading of validation speakers."""
     read = make_reader(spec)
-    scorers = [registry.resolve("metrics", name) for name in ("wer", "rouge")]
-    wanted = ("wer", "rouge1")
 
     def validate(params: PyTree) -> dict[str, float]:
         texts, truths = [], []
         for batch in loop.batches_of(data, 32, 2):
             reading = read(params, frozen, batch.features_BTE, batch.num_frames_B)
             kept = zip(
-                np.asarray(reading.rows_BA), np.asarray(reading.keep_BA), batch.index_B,
-                batch.weight_B, strict=True,
+                np.asarray(reading.rows_BA),
+                np.asarray(reading.keep_BA),
+                batch.index_B,
+                batch.weight_B,
+                strict=True,
             )
             for row_A, keep_A, index, weight in kept:
                 if weight:
                     texts.append(rows.decode(row_A[keep_A]))
                     truths.append(references[data.ids[index]])
-        scores: dict[str, float] = {}
-        for scorer in scorers:
-            scores |= scorer.compute(scorer.Config(), truths, texts)
-        return {name: scores[name] for name in wanted}
+        return through_llm.score_texts(truths, texts)
 
     return validate
 

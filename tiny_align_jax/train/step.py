@@ -4,6 +4,7 @@ Frozen trees are arguments, never closed over: a closed-over table would be bake
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
@@ -128,6 +129,7 @@ def train_step(
     }
 
 
+@functools.lru_cache(maxsize=8)  # runs of one process that differ by seed alone compile once
 def make_stream_steps(spec: StepSpec) -> Callable:
     """Jitted (state, frozen, batches stacked on a leading axis) -> (state, metrics stacked)."""
 
@@ -137,6 +139,7 @@ def make_stream_steps(spec: StepSpec) -> Callable:
     return jax.jit(steps, donate_argnums=0)
 
 
+@functools.lru_cache(maxsize=8)
 def make_resident_steps(spec: StepSpec) -> Callable:
     """Jitted steps over a corpus that lies on the device: only row numbers cross over.
 

@@ -1,0 +1,74 @@
+"""Next-token prediction through the frozen LLM: the conventional end-to-end baseline.
+
+The LLM reads the prompt with the projected audio in its slot and is held to the transcript; gradients
+pass through the whole LLM to the projector. Needs the LLM in training, which EmbedLink does not.
+
+Source: SLAM-ASR (arXiv 2402.08846), frozen LLM without LoRA. The prompt is the one of inference.
+"""
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from tiny_align_jax.objectives import _answer
+from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree, Reading
+
+NEEDS = ("llm",)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How the LLM is run in training.
+
+    Attributes:
+        llm_dtype: its compute dtype, 'bfloat16' or 'float32'.
+        remat: recompute each layer's activations in the backward pass: memory of one layer instead
+            of all, for about a third more time.
+    """
+
+    llm_dtype: str = "bfloat16"
+    remat: bool = True
+
+    def __post_init__(self):
+        if self.llm_dtype not in ("float32", "bfloat16"):
+            raise ConfigError(f"llm_dtype={self.llm_dtype!r}; expected 'float32' or 'bfloat16'")
+
+
+def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
+    """Nothing of its own to train."""
+    return {}
+
+
+def loss(
+    config: Config,
+    params: PyTree,
+    audio_BAD: Array,
+    audio_mask_BA: Array,
+    batch: Batch,
+    frozen: Frozen,
+    *,
+    llm: _answer.Llm | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Mean cross-entropy of the transcript's tokens and of the end after them, float32[B]."""
+    logits = _answer.answer_logits(
+        llm, frozen, audio_BAD, audio_mask_BA, batch, jnp.dtype(config.llm_dtype), config.remat
+    )
+    labels, valid = _answer.answer_labels(frozen, batch)
+    metrics = {"answer_accuracy": _answer.accuracy(logits, labels, valid, batch)}
+    return _answer.cross_entropy(logits, labels, valid), metrics
+
+
+def read(
+    config: Config,
+    params: PyTree,
+    audio_BAD: Array,
+    audio_mask_BA: Array,
+    frozen: Frozen,
+) -> Reading:
+    """Nearest rows, see `_answer.nearest_rows`; the result is the LLM's answer to the raw tokens."""
+    return _answer.nearest_rows(audio_BAD, audio_mask_BA, frozen)
+
+
+def min_audio_tokens(config: Config, num_targets: int, num_repeats: int) -> int:
+    """The LLM reads any number of tokens."""
+    return 1
