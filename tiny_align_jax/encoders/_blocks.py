@@ -14,7 +14,7 @@ LAYER_NORM_EPSILON = 1e-5
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact (erf) GELU: the tanh form moves Whisper's frames by 1e-3."""
+    """Exact (erf) GELU: the tanh form moves real Whisper frames by 0.03 to 0.25."""
     return jax.nn.gelu(x, approximate=False)
 
 
