@@ -55,18 +55,27 @@ def base() -> ConfigDict:
     )
     config.augment = from_dataclass(augment.Config())
     config.projector = plugin("projectors", "bridgeformer")
-    config.objective = plugin("objectives", "embedlink_ctc")
+    config.objective = plugin("objectives", "embedlink_ctc", also=("embedlink",))
     config.optimizer = from_dataclass(optimizer.Config())
     config.train = from_dataclass(loop.Config())
     config.prompt = from_dataclass(prompts.Config())
+    config.evaluation = ConfigDict(
+        {"snap": ""}  # how sweeps score: see `Aligner.snap`; '' is 'nearest', or 'none' for raw tokens
+    )
     return config
 
 
-def plugin(family: str, name: str, **overrides: Any) -> ConfigDict:
-    """Section `{'name': name, name: {all keys of the plug-in with their values}}`."""
+def plugin(family: str, name: str, also: tuple[str, ...] = (), **overrides: Any) -> ConfigDict:
+    """Section `{'name': name, name: {all keys of the plug-in with their values}}`.
+
+    Plug-ins in `also` get sub-sections of their own, so that a command line can switch to them and set
+    their keys; only the one that is named is read.
+    """
     module = registry.resolve(family, name)
-    values = dataclasses.asdict(registry.make_config(module, overrides))
-    return ConfigDict({"name": name, name: values})
+    section = {"name": name, name: dataclasses.asdict(registry.make_config(module, overrides))}
+    for other in also:
+        section[other] = dataclasses.asdict(registry.resolve(family, other).Config())
+    return ConfigDict(section)
 
 
 def from_dataclass(value: Any) -> ConfigDict:

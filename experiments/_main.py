@@ -53,7 +53,11 @@ def _ours_or_warning(record: std_logging.LogRecord) -> bool:
 
 def resolve_config(config: ConfigDict) -> dict[str, Any]:
     """The config as plain mappings; empty folders of corpora filled in for this machine."""
-    plain = json.loads(config.to_json_best_effort())
+    return fill_folders(json.loads(config.to_json_best_effort()))
+
+
+def fill_folders(plain: dict[str, Any]) -> dict[str, Any]:
+    """A resolved config with the empty folders of its corpora filled in, in place."""
     spoken = plain.get("dataset", {}).get("synthetic")
     if spoken is not None:
         spoken["cache_dir"] = spoken["cache_dir"] or str(Path(CACHE_DIR.value) / "recordings")

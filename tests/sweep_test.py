@@ -1,0 +1,235 @@
+"""Sweeps: the product, what cannot be, and a whole miniature sweep with a crash in it."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+import types
+
+import pytest
+
+from configs import common
+from tests import tiny_world
+from tiny_align_jax import report, sweep, sweep_run
+from tiny_align_jax.train import run, step
+from tiny_align_jax.types import ConfigError
+
+
+def _plain(config):
+    return json.loads(config.to_json_best_effort())
+
+
+def _module(**generators):
+    module = types.ModuleType("swept")
+    for name, values in generators.items():
+        setattr(module, f"sweep_{name}", lambda values=values: iter(values))
+    return module
+
+
+BASE = _plain(common.base())
+
+
+# ---- the product ------------------------------------------------------------------------------
+
+
+def test_the_last_axis_varies_fastest_and_seeds_share_a_row():
+    module = _module(
+        projector=[
+            {"projector.name": "linear"},
+            {"projector.name": "mlp", "projector.mlp.stack": 5},
+        ],
+        seed=[{"seed": 0}, {"seed": 1}],
+    )
+    points = sweep.expand(BASE, sweep.axes(module, ["projector", "seed"]))
+    assert [p.name for p in points] == [
+        "projector=linear,seed=0",
+        "projector=linear,seed=1",
+        "projector=mlp_stack=5,seed=0",
+        "projector=mlp_stack=5,seed=1",
+    ]
+    assert [p.row for p in points] == ["linear", "linear", "mlp stack=5", "mlp stack=5"]
+    last = points[-1].config
+    assert (last["seed"], last["projector"]["name"], last["projector"]["mlp"]["stack"]) == (
+        1,
+        "mlp",
+        5,
+    )
+    assert last["projector"]["mlp"]["hidden_dim"] == 2048  # the plug-in's defaults came along
+    assert "mlp" not in BASE["projector"] and BASE["seed"] == 0
+
+
+def test_every_unknown_key_is_named_at_once():
+    module = _module(bad=[{"train.stepz": 1}, {"projector.mlp.stak": 2, "nothing": 1}])
+    with pytest.raises(ConfigError, match=r"(?s)train\.stepz.*projector\.mlp\.stak, nothing"):
+        sweep.expand(BASE, sweep.axes(module, ["bad"]))
+    with pytest.raises(ConfigError, match="unknown projectors plug-in 'mlpp'"):
+        sweep.apply(BASE, {"projector.name": "mlpp"})
+
+
+def test_axes_that_depend_on_each_other_are_refused():
+    module = _module(a=[{"seed": 0}], b=[{"seed": 1}], c=[{"seed": 0}])
+    with pytest.raises(ConfigError, match="sweeps a and b both set seed"):
+        sweep.expand(BASE, sweep.axes(module, ["a", "b"]))
+    assert len(sweep.expand(BASE, sweep.axes(module, ["a", "c"]))) == 1
+
+
+def test_bad_axes_are_named():
+    module = _module(twice=[{"seed": 1}, {"seed": 1}], empty=[])
+    with pytest.raises(ConfigError, match=r"no sweep named nope.*it has: empty, twice"):
+        sweep.axes(module, ["nope"])
+    with pytest.raises(ConfigError, match=r"yields 1 twice.*sweep_empty yields nothing"):
+        sweep.axes(module, ["twice", "empty"])
+
+
+def test_folder_names_are_plain_and_distinct():
+    words = ["Repeat / after me: {audio} " * 4 + end for end in ("a", "b")]
+    module = _module(wording=[{"prompt.instruction": text} for text in words])
+    names = [p.name for p in sweep.expand(BASE, sweep.axes(module, ["wording"]))]
+    assert len(set(names)) == 2 and all(len(n) < 64 and "/" not in n for n in names)
+
+
+def test_training_key_ignores_what_only_scoring_reads():
+    key = sweep.training_key
+    other_prompt = sweep.apply(
+        BASE, {"prompt.instruction": "Say {audio}", "evaluation.snap": "soft"}
+    )
+    assert key(BASE) == key(other_prompt) != key(sweep.apply(BASE, {"seed": 5}))
+    through = sweep.apply(BASE, {"objective.name": "next_token"})
+    assert key(through) != key(sweep.apply(through, {"prompt.instruction": "Say {audio}"}))
+
+
+# ---- a whole sweep in miniature ---------------------------------------------------------------
+
+TINY_BRIDGE = {"num_layers": 1, "dim": 16, "num_heads": 2, "mlp_dim": 32, "stack": 2}
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_world.make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture
+def config(world):
+    config = common.base()
+    config.dataset = common.plugin("datasets", "jsonl", manifest=str(world.audio / "corpus.jsonl"))
+    config.split.update(train="test", test="", validation_speakers=1)
+    config.encoder.update(asset=str(world.encoder), window_s=tiny_world.WINDOW_S)
+    config.llm.asset = str(world.llm)
+    config.vocabulary.kind = "seen"
+    config.projector = common.plugin("projectors", "bridgeformer", **TINY_BRIDGE)
+    config.train.update(num_steps=3, batch_size=4, num_buckets=1, log_every=1)
+    config.prompt.update(instruction="Say: {audio}", examples=())
+    return _plain(config)
+
+
+def _run(points, workdir, world, **settings):
+    runner = sweep_run.Runner(workdir, str(world.cache_dir), sweep_run.Settings(**settings))
+    return runner.run(points)
+
+
+def test_crashes_and_impossible_cells_do_not_stop_the_rest(config, world, tmp_path, monkeypatch):
+    module = _module(
+        objective=[{"objective.name": n} for n in ("embedlink_ctc", "embedlink", "next_token")],
+        snap=[{"evaluation.snap": ""}, {"evaluation.snap": "soft"}],
+        seed=[{"seed": 0}, {"seed": 1}],
+    )
+    points = sweep.expand(config, sweep.axes(module, ["objective", "snap", "seed"]))
+    calls = []
+
+    def train(config, folder, *args, **kwargs):
+        """Leaves what a run leaves; unlucky once at one point, always at another."""
+        calls.append(folder.name)
+        if "ctc" in folder.name and calls.count(folder.name) == 1 and config["seed"] == 1:
+            raise RuntimeError("out of luck")
+        if "next_token" in folder.name and config["seed"] == 1:
+            raise RuntimeError("always broken")
+        for name in sweep_run._TRAINED_FILES:
+            (folder / name).write_text('{"finished": true}')
+        (folder / "config.json").write_text(json.dumps(config))
+        return {"finished": True}
+
+    monkeypatch.setattr(run, "train", train)
+    found = _run(points, tmp_path, world, score="none")
+    state = [status["status"] for status in found.values()]
+    assert state == ["finished"] * 4 + ["impossible"] * 4 + ["finished", "failed"] * 2
+    broken = found["objective=next_token,snap=empty,seed=1"]
+    assert broken["attempts"] == 2 and broken["error"] == "RuntimeError: always broken"
+    assert "always broken" in (tmp_path / broken["name"] / "error.txt").read_text()
+    assert "fixed number" in found["objective=embedlink,snap=empty,seed=0"]["error"]
+    # Points that differ in scoring alone share the run.
+    adopted = found["objective=embedlink_ctc,snap=soft,seed=1"]
+    assert adopted["trained_in"] == "objective=embedlink_ctc,snap=empty,seed=1"
+    assert calls.count(adopted["name"]) == 0
+    saved = json.loads((tmp_path / adopted["name"] / "config.json").read_text())
+    assert (saved["seed"], saved["evaluation"]["snap"]) == (1, "soft")
+
+    calls.clear()
+    again = _run(points, tmp_path, world, score="none")
+    assert [status["status"] for status in again.values()] == state
+    assert {name.split(",")[0] for name in calls} == {
+        "objective=next_token"
+    }  # the failed ones only
+    changed = [
+        dataclasses.replace(p, config=sweep.apply(p.config, {"train.num_steps": 4}))
+        for p in points[:1]
+    ]
+    with pytest.raises(ConfigError, match="another config: objective=embedlink_ctc"):
+        _run(changed, tmp_path, world)
+
+
+def test_seeds_are_trained_and_scored_and_compile_once(config, world, tmp_path, monkeypatch):
+    traces, real_step = [], step.train_step
+    monkeypatch.setattr(step, "train_step", lambda *a: (traces.append(1), real_step(*a))[1])
+    # A learning rate of its own, so that no earlier test has compiled this step.
+    config["optimizer"]["learning_rate"] = 1.25e-3
+    points = sweep.expand(config, {"seed": [{"seed": 0}, {"seed": 1}]})
+    _run(points[:1], tmp_path, world, score="none")
+    after_one = len(traces)
+    found = _run(points, tmp_path, world, score="heard")
+    assert 0 < len(traces) == after_one
+    weights = [(tmp_path / p.name / "projector.safetensors").read_bytes() for p in points]
+    assert weights[0] != weights[1]
+    for name, status in found.items():
+        assert status["status"] == "finished" and status["versions"]["jax"] and "source" in status
+        files = status["scored"]["validation/heard"]
+        assert files["predictions"] == "predictions.validation.no_llm.jsonl"
+        assert (tmp_path / name / files["predictions"]).read_text().count("\n") >= 2
+    rows, scoring = report.load(tmp_path)
+    assert scoring == "validation/heard" and [len(r.entries) for r in rows] == [2]
+    assert rows[0].scores["wer"].mean > 0 and rows[0].params > 0
+
+
+@pytest.mark.slow
+def test_training_through_the_llm_is_scored_by_its_answer(config, world, tmp_path):
+    config["train"]["num_steps"] = 1
+    points = sweep.expand(config, {"objective": [{"objective.name": "next_token"}]})
+    status = _run(points, tmp_path, world)["objective=next_token"]
+    assert status["status"] == "finished", status["error"]
+    files = status["scored"]["validation/heard"]
+    assert files["predictions"] == "predictions.validation.none.jsonl"
+    result = json.loads((tmp_path / points[0].name / "train_result.json").read_text())
+    assert set(result["validation"]) == {"wer", "rouge1"}
+    assert report.load(tmp_path)[0][0].entries[0].system == "answer"
+
+
+def test_a_dead_process_counts_as_a_crash(config, world, tmp_path, monkeypatch):
+    points = sweep.expand(config, {"seed": [{"seed": 0}]})
+    monkeypatch.setattr(run, "train", lambda *a, **k: pytest.fail("it would die again"))
+    runner = sweep_run.Runner(tmp_path, "", sweep_run.Settings(invocation="x"))
+    runner._write(points[0], {"status": "running", "attempts": 2})
+    assert "died 2 time(s)" in runner.run(points)["seed=0"]["error"]
+
+
+def test_settings_are_checked_together():
+    with pytest.raises(ConfigError, match=r"score='all'.*split='dev'.*attempts=0"):
+        sweep_run.Settings(score="all", split="dev", attempts=0)
+
+
+def test_command_line_lists_points_without_data(tmp_path):
+    command = [sys.executable, "-m", "experiments.sweep", "--config=configs/so762.py",
+               "--sweep=objective,seed", f"--workdir={tmp_path}", "--list"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
+    lines = done.stdout.strip().splitlines()
+    assert len(lines) == 6 and all("experiments.sweep" in line for line in lines)
+    assert [line.split()[-1] for line in lines] == [f"--point={k}" for k in range(6)]
+    assert "--list" not in done.stdout and len(set(lines)) == 6
