@@ -32,9 +32,18 @@ class Config:
     noise: float = 0.0
 
     def __post_init__(self):
-        for key in ("time_mask_fraction", "channel_mask_fraction", "warp"):
-            if not 0 <= getattr(self, key) < 1:
-                raise ConfigError(f"augment.{key}={getattr(self, key)}; expected 0 <= x < 1")
+        problems = [
+            f"augment.{key}={getattr(self, key)}; expected 0 <= x < 1"
+            for key in ("time_mask_fraction", "channel_mask_fraction", "warp")
+            if not 0 <= getattr(self, key) < 1
+        ]
+        problems += [
+            f"augment.{key}={getattr(self, key)}; expected 0 or more"
+            for key in ("time_masks", "noise")
+            if getattr(self, key) < 0
+        ]
+        if problems:
+            raise ConfigError("; ".join(problems))
 
 
 def augment(
@@ -45,13 +54,20 @@ def augment(
     if config.warp:
         features_BTE, num_frames_B = _warp(config, keys[0], features_BTE, num_frames_B)
     if config.noise:
-        scale = config.noise * jnp.std(features_BTE.astype(jnp.float32), axis=(1, 2), keepdims=True)
+        scale = config.noise * _spread(features_BTE, num_frames_B)
         noise = jax.random.normal(keys[1], features_BTE.shape, jnp.float32) * scale
         features_BTE = features_BTE + noise.astype(features_BTE.dtype)
     keep = _time_keep(config, keys[2], features_BTE, num_frames_B)[..., None]
     channels = jax.random.uniform(keys[3], (features_BTE.shape[0], 1, features_BTE.shape[2]))
     keep = keep & (channels >= config.channel_mask_fraction)
     return jnp.where(keep, features_BTE, 0), num_frames_B
+
+
+def _spread(features_BTE: Array, num_frames_B: Array) -> Array:
+    """Standard deviation of each row's own frames, float32[B, 1, 1]; padding would shrink it."""
+    valid_BT = jnp.arange(features_BTE.shape[1])[None] < num_frames_B[:, None]
+    frames = features_BTE.astype(jnp.float32)
+    return jnp.std(frames, axis=(1, 2), keepdims=True, where=valid_BT[..., None])
 
 
 def _time_keep(config: Config, key: Array, features_BTE: Array, num_frames_B: Array) -> Array:

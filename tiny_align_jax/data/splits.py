@@ -60,7 +60,8 @@ def held_out(
     if wanted > len(order):
         raise ConfigError(
             f"split needs {num_validation_speakers} validation and {num_train_speakers or 'some'} "
-            f"training speakers, but the corpus has {len(order)}"
+            f"training speakers, but there are {len(order)} after {len(dropped)} utterance(s) were "
+            "dropped whose sentence is in the test set"
         )
     validation_speakers = set(order[:num_validation_speakers])
     training = order[num_validation_speakers:]
@@ -81,7 +82,11 @@ def leaks(split: Split, shared_speakers: bool = False) -> list[str]:
     """
     problems = []
     roles = {"train": split.train, "validation": split.validation, "test": split.test}
-    pairs = () if shared_speakers else (("train", "validation"), ("train", "test"), ("validation", "test"))
+    pairs = (
+        ()
+        if shared_speakers
+        else (("train", "validation"), ("train", "test"), ("validation", "test"))
+    )
     for a, b in pairs:
         both = {u.speaker_id for u in roles[a]} & {u.speaker_id for u in roles[b]}
         problems += [f"speaker {s} is in {a} and {b}" for s in sorted(both)]
@@ -91,7 +96,7 @@ def leaks(split: Split, shared_speakers: bool = False) -> list[str]:
         problems += [f"sentence {s!r} is in {role} and test" for s in sorted(shared)]
         test_audio = {(u.audio_path, u.start_s, u.end_s) for u in split.test}
         same = {(u.audio_path, u.start_s, u.end_s) for u in roles[role]} & test_audio
-        problems += [f"audio {path} is in {role} and test" for path, *_ in sorted(same)]
+        problems += [f"audio {path} is in {role} and test" for path, *_ in sorted(same, key=str)]
     return problems
 
 
@@ -113,9 +118,14 @@ def age_band(age: float | None) -> str:
 
 def _speakers_by_band(utterances: Sequence[Utterance], seed: int) -> list[str]:
     """Speakers in an order whose every prefix has about the corpus's mix of age bands."""
+    # One age a speaker: in a corpus that follows children for years each has several.
+    ages: dict[str, float | None] = {}
+    for u in utterances:
+        known = [age for age in (ages.get(u.speaker_id), u.age) if age is not None]
+        ages[u.speaker_id] = min(known, default=None)
     bands: dict[str, list[str]] = {}
-    for speaker, age in sorted({(u.speaker_id, u.age or -1) for u in utterances}):
-        bands.setdefault(age_band(age if age >= 0 else None), []).append(speaker)
+    for speaker in sorted(ages):
+        bands.setdefault(age_band(ages[speaker]), []).append(speaker)
     rng = np.random.default_rng(seed)
     placed = []
     for name in sorted(bands):
