@@ -1,8 +1,5 @@
 """The real SmolLM2-135M-Instruct through our prompts and our decoder."""
 
-import os
-import pathlib
-
 import numpy as np
 import pytest
 
@@ -24,11 +21,10 @@ SENTENCES = [
 
 
 @pytest.fixture(scope="module")
-def llm():
-    cache_dir = os.environ.get("TINY_ALIGN_CACHE")
-    if not cache_dir or not pathlib.Path(cache_dir, ASSET).is_dir():
-        pytest.skip(f"set TINY_ALIGN_CACHE to a folder with {ASSET} (experiments.fetch_assets)")
-    folder = assets.resolve(ASSET, cache_dir)
+def llm(asset_cache):
+    if not (asset_cache / ASSET).is_dir():
+        pytest.skip(f"no {ASSET} in {asset_cache}: run python -m experiments.fetch_assets")
+    folder = assets.resolve(ASSET, asset_cache)
     loaded = loading.load_llm(folder)
     model = decode.LanguageModel(loaded.module, loaded.config)
     return Llm(model, loaded.params), tokenizer.load(folder.path)

@@ -83,6 +83,7 @@ class State:
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def read_prefix(model: LanguageModel, params: PyTree, ids_P: Array) -> PyTree:
+    """KV cache of one row that holds the tokens `ids_P`."""
     num_tokens = ids_P.shape[0]
     # Two slots at least: `_widen` takes an axis of length one for the batch.
     cache = model.init_cache(1, max(num_tokens, 2))
@@ -104,6 +105,18 @@ def read_tail(
     seed: Array,
     stop_ids_K: Array,
 ) -> State:
+    """Reads prompts behind a shared prefix and draws every row's first token.
+
+    Args:
+        model, sampling, params: what generates, and how.
+        prefix: shared first part, None if there is none.
+        tail_BRD: embeddings of what follows it, padded on the left.
+        mask_BR: True for real tokens; the last one of every row is real.
+        is_fill_B: True for rows that only fill the batch.
+        row_B: number of each row in the whole call; decides its random draws.
+        seed: of the sampling.
+        stop_ids_K: ids that end an answer.
+    """
     batch, length, _ = tail_BRD.shape
     past = 0 if prefix is None else prefix.num_tokens
     cache = model.init_cache(batch, past + length + sampling.max_new_tokens)

@@ -1,8 +1,5 @@
 """The prompt builder: where the audio goes, what surrounds it, what it refuses."""
 
-import os
-import pathlib
-
 import numpy as np
 import pytest
 
@@ -98,11 +95,8 @@ def test_base_model_gets_plain_lines_and_stops_at_the_line_end(base):
 
 
 @pytest.mark.data
-def test_default_examples_are_not_from_the_corpus():
-    root = os.environ.get("TINY_ALIGN_DATA")
-    if not root:
-        pytest.skip("set TINY_ALIGN_DATA to a folder that holds speechocean762 (OpenSLR 101)")
-    files = sorted(pathlib.Path(root, "speechocean762").glob("*/text"))
+def test_default_examples_are_not_from_the_corpus(data_root):
+    files = sorted((data_root / "speechocean762").glob("*/text"))
     sentences = {
         line.split("\t", 1)[1].strip().lower() for f in files for line in f.read_text().splitlines()
     }
