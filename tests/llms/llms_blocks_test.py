@@ -203,3 +203,18 @@ def test_a_decode_step_copies_no_cache():
 
     compiled = jax.jit(steps, donate_argnums=1).lower(params, cache).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < whole / 2
+
+
+def test_logits_of_a_bfloat16_head_are_not_rounded_to_bfloat16():
+    """Rounded logits tie often, and a tie makes greedy answers arbitrary."""
+    module = registry.resolve("llms", "phi")  # untied
+    config = module.config_from_hf(testing.LLM_CONFIGS["phi"])
+    rng = np.random.default_rng(0)
+    params = jax.tree.map(
+        lambda s: jnp.asarray(0.3 * rng.standard_normal(s.shape), jnp.bfloat16),
+        loading.llm_shapes(module, config),
+    )
+    positions, mask = jnp.arange(6)[None], jnp.ones((1, 6), bool)
+    x = module.embed(config, params, positions)
+    logits, _ = module.LLM(config, jnp.bfloat16).apply({"params": params}, x, positions, mask)
+    assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.5

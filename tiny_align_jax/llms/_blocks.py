@@ -51,13 +51,16 @@ class QuantisedTable(Protocol):
         ...
 
 
-def dense(params: Mapping[str, Any], x: Array) -> Array:
-    """x [..., in] times `params['weight']` [out, in] transposed, plus `params['bias']` if any."""
-    weight = params["weight"]
+def dense(params: Mapping[str, Any], x: Array, dtype: Any = None) -> Array:
+    """x [..., in] times `params['weight']` [out, in] transposed, plus `params['bias']` if any.
+
+    The result has x's dtype, or `dtype` (an untied head gives float32 logits, unrounded).
+    """
+    weight, dtype = params["weight"], x.dtype if dtype is None else dtype
     if isinstance(weight, QuantisedWeight):
-        y = weight.matmul(x)
+        y = weight.matmul(x).astype(dtype)
     else:
-        y = product(x, weight.astype(x.dtype), x.dtype)
+        y = product(x, weight.astype(x.dtype), dtype)
     return y if "bias" not in params else y + params["bias"].astype(y.dtype)
 
 
@@ -106,6 +109,7 @@ class Dense(nn.Module):
 
     features: int
     use_bias: bool = False
+    dtype: Any = None
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -116,7 +120,7 @@ class Dense(nn.Module):
         params = {"weight": weight}
         if self.use_bias:
             params["bias"] = self.param("bias", nn.initializers.zeros, (self.features,))
-        return dense(params, x)
+        return dense(params, x, self.dtype)
 
 
 class Embedder(nn.Module):

@@ -90,8 +90,7 @@ class Decoder(nn.Module):
         if config.tied_head:
             logits = _blocks.attend_table(table, x)
         else:
-            logits = _blocks.Dense(config.vocab_size, name="head")(x)
-        logits = logits.astype(jnp.float32)
+            logits = _blocks.Dense(config.vocab_size, dtype=jnp.float32, name="head")(x)
         cap = config.final_soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
