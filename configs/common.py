@@ -60,7 +60,9 @@ def base() -> ConfigDict:
     config.train = from_dataclass(loop.Config())
     config.prompt = from_dataclass(prompts.Config())
     config.evaluation = ConfigDict(
-        {"snap": ""}  # how sweeps score: see `Aligner.snap`; '' is 'nearest', or 'none' for raw tokens
+        {
+            "snap": ""
+        }  # in sweeps; see `Aligner.snap`. '': evaluate's default, or 'none' for raw tokens
     )
     return config
 
