@@ -87,9 +87,11 @@ def plot(metrics: Mapping[str, Any], path: str | os.PathLike, metric: str = "wer
         axis.set_title(f"{metric.upper()}, normaliser {normalizer}")
     axes[0][0].set_ylim(bottom=0)  # after all panels are drawn: they share the axis
     axes[0][0].set_ylabel(f"{metric.upper()} ({_interval_note(metrics)})")
-    axes[0][0].legend()
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    # Below the panels: inside them it would lie on the bars of some group.
+    figure.legend(handles, labels, loc="lower center", ncol=len(labels), frameon=False)
     figure.suptitle(_headline(metrics), fontsize=9)
-    figure.tight_layout()
+    figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(Path(path), dpi=120)
     plt.close(figure)
 
