@@ -14,7 +14,7 @@ from tiny_align_jax.data import augment, prompts
 from tiny_align_jax.train import loop, optimizer
 
 
-def base() -> ConfigDict:
+def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
     """All sections; see docs/architecture.md for the order of the data."""
     config = ConfigDict()
     config.seed = 0
@@ -67,7 +67,7 @@ def base() -> ConfigDict:
     return config
 
 
-def plugin(family: str, name: str, also: tuple[str, ...] = (), **overrides: Any) -> ConfigDict:
+def plugin(family: str, name: str, also: tuple[str, ...] = (), **overrides: Any) -> Any:
     """Section `{'name': name, name: {all keys of the plug-in with their values}}`.
 
     Plug-ins in `also` get sub-sections of their own, so that a command line can switch to them and set

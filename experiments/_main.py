@@ -9,7 +9,7 @@ import json
 import logging as std_logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,12 @@ def _ours_or_warning(record: std_logging.LogRecord) -> bool:
 
 def resolve_config(config: ConfigDict) -> dict[str, Any]:
     """The config as plain mappings; empty folders of corpora filled in for this machine."""
-    return fill_folders(json.loads(config.to_json_best_effort()))
+    plain = json.loads(config.to_json_best_effort())
+    fill_folders(plain)
+    return plain
 
 
-def fill_folders(plain: dict[str, Any]) -> dict[str, Any]:
+def fill_folders(plain: Mapping[str, Any]) -> None:
     """A resolved config with the empty folders of its corpora filled in, in place."""
     spoken = plain.get("dataset", {}).get("synthetic")
     if spoken is not None:
@@ -65,7 +67,6 @@ def fill_folders(plain: dict[str, Any]) -> dict[str, Any]:
     for name, section in plain.get("dataset", {}).items():
         if isinstance(section, dict) and section.get("root") == "":
             section["root"] = data_root(name)
-    return plain
 
 
 def data_root(name: str) -> str:

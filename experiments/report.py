@@ -18,6 +18,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a sweep.")
 _SCORING = flags.DEFINE_string(
     "scoring", "", "Which scores, e.g. test/answer; default: most points'."
 )
+_SYSTEMS = flags.DEFINE_list(
+    "system", [""], "Rows for each of heard, answer, oracle; default: the one that counts."
+)
 _METRIC = flags.DEFINE_enum(
     "metric", "wer", ["wer", "cer", "rouge1", "rougeL"], "For the pictures."
 )
@@ -32,8 +35,8 @@ def main(argv):
     from tiny_align_jax import report, report_page, report_tables
     from tiny_align_jax.types import ConfigError
 
-    workdir = Path(_WORKDIR.value)
-    rows, scoring = report.load(workdir, _SCORING.value)
+    workdir = Path(str(_WORKDIR.value))
+    rows, scoring = report.load(workdir, _SCORING.value, _SYSTEMS.value or [""])
     pairs = []
     for pair in _COMPARE.value:
         names = pair.split(":")

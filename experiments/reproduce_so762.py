@@ -82,7 +82,7 @@ def main(argv):
         scored = [pool.submit(_evaluate, ctc[0])]
         found = {name: _validation_wer(job.result()) for name, job in search.items()}
         print("paper's objective, validation WER:", json.dumps(found), flush=True)
-        best = min(found, key=found.get)
+        best = min(found, key=lambda name: found[name])
         paper = [folder / f"search_{best}"]
         for seed in (1, 2):
             run = folder / f"paper_seed{seed}"

@@ -45,14 +45,16 @@ def main(argv):
     from tiny_align_jax.types import ConfigError
 
     module = _module(config_flags.get_config_filename(flags.FLAGS["config"]))
-    points = sweep.expand(_main.resolve_config(_CONFIG.value), sweep.axes(module, _SWEEP.value))
+    points = sweep.expand(
+        _main.resolve_config(_CONFIG.value), sweep.axes(module, _SWEEP.value or [])
+    )
     for point in points:  # an axis may have brought another corpus
         _main.fill_folders(point.config)
     chosen = sorted({int(k) for k in _POINT.value}) if _POINT.value else range(len(points))
     if any(k not in range(len(points)) for k in chosen):
         raise ConfigError(f"--point={_POINT.value}; expected 0 to {len(points) - 1}")
     points = [points[k] for k in chosen]
-    workdir = Path(_WORKDIR.value)
+    workdir = Path(str(_WORKDIR.value))
     if _LIST.value:
         print("\n".join(_command(f"--point={p.index}") for p in points))
         return
@@ -81,7 +83,11 @@ def _line(point, status) -> str:
 
 
 def _module(path: str):
+    from tiny_align_jax.types import ConfigError
+
     spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None:
+        raise ConfigError(f"--config={path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -26,9 +26,13 @@ def main(argv):
     from tiny_align_jax.train import run  # imports JAX: after --help
 
     config = _main.resolve_config(CONFIG.value)
-    _main.log_to_file(Path(WORKDIR.value) / "train.log")
+    _main.log_to_file(Path(str(WORKDIR.value)) / "train.log")
     result = run.train(
-        config, WORKDIR.value, _main.CACHE_DIR.value, resume=RESUME.value, progress=PROGRESS.value
+        config,
+        str(WORKDIR.value),
+        _main.CACHE_DIR.value,
+        resume=RESUME.value,
+        progress=PROGRESS.value,
     )
     print(json.dumps(result, indent=1))
     logging.info("next: python -m experiments.evaluate --workdir=%s", WORKDIR.value)

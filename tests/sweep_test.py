@@ -1,7 +1,9 @@
 """Sweeps: the product, what cannot be, and a whole miniature sweep with a crash in it."""
 
 import dataclasses
+import importlib
 import json
+import pathlib
 import subprocess
 import sys
 import types
@@ -10,7 +12,8 @@ import pytest
 
 from configs import common
 from tests import tiny_world
-from tiny_align_jax import report, sweep, sweep_run
+from tiny_align_jax import registry, report, sweep, sweep_run
+from tiny_align_jax.data import augment, prompts
 from tiny_align_jax.train import run, step
 from tiny_align_jax.types import ConfigError
 
@@ -182,6 +185,7 @@ def test_seeds_are_trained_and_scored_and_compile_once(config, world, tmp_path, 
     monkeypatch.setattr(step, "train_step", lambda *a: (traces.append(1), real_step(*a))[1])
     # A learning rate of its own, so that no earlier test has compiled this step.
     config["optimizer"]["learning_rate"] = 1.25e-3
+    config["evaluation"]["snap"] = "nearest"
     points = sweep.expand(config, {"seed": [{"seed": 0}, {"seed": 1}]})
     _run(points[:1], tmp_path, world, score="none")
     after_one = len(traces)
@@ -192,7 +196,7 @@ def test_seeds_are_trained_and_scored_and_compile_once(config, world, tmp_path, 
     for name, status in found.items():
         assert status["status"] == "finished" and status["versions"]["jax"] and "source" in status
         files = status["scored"]["validation/heard"]
-        assert files["predictions"] == "predictions.validation.no_llm.jsonl"
+        assert files["predictions"] == "predictions.validation.nearest.no_llm.jsonl"
         assert (tmp_path / name / files["predictions"]).read_text().count("\n") >= 2
     rows, scoring = report.load(tmp_path)
     assert scoring == "validation/heard" and [len(r.entries) for r in rows] == [2]
@@ -233,3 +237,29 @@ def test_command_line_lists_points_without_data(tmp_path):
     assert len(lines) == 6 and all("experiments.sweep" in line for line in lines)
     assert [line.split()[-1] for line in lines] == [f"--point={k}" for k in range(6)]
     assert "--list" not in done.stdout and len(set(lines)) == 6
+
+
+# ---- the ablations ------------------------------------------------------------------------------
+
+ABLATIONS = sorted(
+    path.stem for path in pathlib.Path("configs/ablations").glob("*.py") if path.stem[0] != "_"
+)
+
+
+@pytest.mark.parametrize("name", ABLATIONS)
+def test_every_ablation_expands_to_points_that_can_run(name):
+    module = importlib.import_module(f"configs.ablations.{name}")
+    base = _plain(module.get_config("screen"))
+    assert base["train"]["num_steps"] < _plain(module.get_config())["train"]["num_steps"]
+    axes = [n.removeprefix("sweep_") for n in vars(module) if n.startswith("sweep_")]
+    assert "seed" in axes
+    for axis in axes:
+        points = sweep.expand(base, sweep.axes(module, [axis]))
+        assert len(points) > 1
+        impossible = [p.row for p in points if sweep.why_impossible(p)]
+        assert impossible == (
+            ["embedlink bridgeformer at frame rate"] if axis == "projector" else []
+        )
+        for point in points:  # values of the right kind, too
+            registry.make_config(augment, point.config["augment"])
+            registry.make_config(prompts, point.config["prompt"])

@@ -104,7 +104,7 @@ def _emissions(blank_BA: Array, label_BAL: Array) -> Array:
 
 def _skips(repeat_BL: Array) -> Array:
     """bool[B, S]: True where a state may be entered from two states before (a new label)."""
-    may_BL = ~repeat_BL.astype(bool)
+    may_BL = ~jnp.asarray(repeat_BL, bool)
     may_BL = may_BL.at[:, 0].set(False)
     pairs = jnp.stack([jnp.zeros_like(may_BL), may_BL], axis=-1).reshape(may_BL.shape[0], -1)
     return jnp.pad(pairs, ((0, 0), (0, 1)))

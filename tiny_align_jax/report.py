@@ -88,7 +88,8 @@ class Entry:
 
     def seconds(self, step: int) -> float:
         """Training seconds until `step`, compilation and validation left out: steps cost alike."""
-        return self.result["train_s"] * step / max(self.result["step"], 1)
+        timed = self.result["step"] - self.result.get("timed_from_step", 0)
+        return self.result["train_s"] * step / max(timed, 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,12 +164,14 @@ class Comparison:
     significant: bool
 
 
-def load(workdir: Path, scoring: str = "") -> tuple[list[Row], str]:
+def load(workdir: Path, scoring: str = "", systems: Sequence[str] = ("",)) -> tuple[list[Row], str]:
     """Rows of a sweep's folder, and which scoring they show ('' for validation while training).
 
     Args:
         workdir: of the sweep.
         scoring: as in point.json, e.g. 'test/answer'; '' for the one that most points have.
+        systems: columns of the predictions, a row each ('heard', 'answer', 'oracle'); '' for the one
+            that counts: the answer where the LLM was asked, else the reading.
 
     Raises:
         DataError: no points there.
@@ -185,11 +188,13 @@ def load(workdir: Path, scoring: str = "") -> tuple[list[Row], str]:
         there = ", ".join(sorted(set(known))) or "none"
         raise ConfigError(f"no point was scored as {scoring!r}; scorings there: {there}")
     chosen = scoring or max(sorted(set(known)), key=known.count, default="")
-    entries = [_entry(path.parent, p, chosen) for path, p in zip(paths, points, strict=True)]
     # The order of the sweep, not of the alphabet.
+    pairs = sorted(zip(paths, points, strict=True), key=lambda pair: pair[1].get("index", 0))
     by_row: dict[str, list[Entry]] = {}
-    for entry in sorted(entries, key=lambda e: _index(points, e.name)):
-        by_row.setdefault(entry.row, []).append(entry)
+    for path, point in pairs:
+        for system in systems:
+            entry = _entry(path.parent, point, chosen, system)
+            by_row.setdefault(entry.row, []).append(entry)
     return [make_row(name, members) for name, members in by_row.items()], chosen
 
 
@@ -224,7 +229,8 @@ def compare(a: Row, b: Row) -> dict[str, Comparison]:
         with np.errstate(divide="ignore", invalid="ignore"):
             logarithm = lambda t, f=from_totals: {k: np.log(v) for k, v in f(t).items()}  # noqa: E731
             ratio = _bootstrap.paired_differences(*pair, logarithm, speakers, level=LEVEL)[metric]
-            bounds = tuple(float(np.exp(x)) for x in (ratio.value, ratio.low, ratio.high))
+            value, low, high = (float(np.exp(x)) for x in (ratio.value, ratio.low, ratio.high))
+            bounds = value, low, high
         finite = bool(np.isfinite(bounds).all())
         found[metric] = Comparison(gap, bounds if finite else None, gap.low > 0 or gap.high < 0)
     return found
@@ -272,15 +278,17 @@ def find_row(rows: Sequence[Row], name: str) -> Row:
     return found[0]
 
 
-def _entry(folder: Path, point: Mapping[str, Any], scoring: str) -> Entry:
+def _entry(folder: Path, point: Mapping[str, Any], scoring: str, system: str) -> Entry:
     result = folder / run.RESULT_FILE
     log = folder / logs.LOG_FILE
     lines = [json.loads(t) for t in log.read_text().splitlines()] if log.is_file() else []
     prefix = "validation/"
-    predictions, system = _predictions(folder, point, scoring)
+    predictions = _predictions(folder, point, scoring)
+    if system and predictions and system not in predictions[0]:
+        predictions = ()  # not asked for when this point was scored
     return Entry(
         name=point["name"],
-        row=point["row"],
+        row=f"{point['row']} [{system}]" if system else point["row"],
         seed=point["config"]["seed"],
         status=point["status"],
         error=point.get("error", ""),
@@ -293,28 +301,25 @@ def _entry(folder: Path, point: Mapping[str, Any], scoring: str) -> Entry:
         ),
         losses=tuple((line["step"], line["loss"]) for line in lines if "loss" in line),
         predictions=predictions,
-        system=system,
+        system=system or _system(point, scoring),
     )
 
 
 def _predictions(
     folder: Path, point: Mapping[str, Any], scoring: str
-) -> tuple[tuple[dict[str, Any], ...], str]:
-    """Lines of the scored predictions, and the system that counts: the answer where it was asked for
-    or where nothing else was trained."""
+) -> tuple[dict[str, Any], ...]:
     files = point.get("scored", {}).get(scoring)
     if files is None:
-        return (), ""
+        return ()
     text = (folder / files["predictions"]).read_text(encoding="utf-8")
-    lines = tuple(json.loads(line) for line in text.splitlines())
+    return tuple(json.loads(line) for line in text.splitlines())
+
+
+def _system(point: Mapping[str, Any], scoring: str) -> str:
+    """The LLM's answer where it was asked for, or where nothing else was trained; else the reading."""
     objective = registry.resolve("objectives", point["config"]["objective"]["name"])
     asked = "/answer" in scoring or "llm" in objective.NEEDS
-    return lines, evaluate.ANSWER if asked else evaluate.HEARD
-
-
-def _index(points: Sequence[Mapping[str, Any]], name: str) -> tuple[int, str]:
-    found = next(p for p in points if p["name"] == name)
-    return found.get("index", 0), name
+    return evaluate.ANSWER if asked else evaluate.HEARD
 
 
 def _score(entries: Sequence[Entry], metric: str) -> Score:

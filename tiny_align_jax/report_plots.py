@@ -102,6 +102,7 @@ def against_seconds(rows: Sequence[Row], metric: str, styles: dict[str, int]):
             axis.plot(seconds, scores, lw=1, alpha=0.7, color=_color(styles, row))
         _mark(axis, row, row.train_s, metric, styles)
     axis.set(xlabel="training seconds (compilation left out)", ylabel=_title(metric), xscale="log")
+    axis.set_title("marks: the table's scores; lines: validation while training", fontsize=9)
     axis.grid(alpha=0.3, which="both")
     _legend(axis, len(rows))
     return figure

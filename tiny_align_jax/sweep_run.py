@@ -187,9 +187,8 @@ class Runner:
             return done
         objective = registry.resolve("objectives", point.config["objective"]["name"])
         reads_raw = "llm" in objective.NEEDS
-        snap = point.config.get("evaluation", {}).get("snap") or (
-            "none" if reads_raw else "nearest"
-        )
+        default = "none" if reads_raw else evaluate.Config().snap
+        snap = point.config.get("evaluation", {}).get("snap") or default
         config = evaluate.Config(
             split=settings.split,
             limit=settings.limit,

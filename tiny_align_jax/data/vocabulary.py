@@ -178,7 +178,7 @@ def from_json(saved: Mapping, token_strings: Sequence[str], end_id: int, tokeniz
     if saved["kind"] == "full":
         return build("full", ["x"], token_strings, end_id, tokenizer)
     ids = np.array(saved["row_ids"], np.int32)
-    strings = ("", *(token_strings[i] for i in ids[1:]))
+    strings = ("", *(token_strings[int(i)] for i in ids[1:]))
     log_probs = np.array(saved["log_probs"], np.float32)
     return Vocabulary(saved["kind"], ids, strings, log_probs, tokenizer)
 

@@ -90,7 +90,7 @@ def too_long(utterance: Utterance, num_samples: int, window_samples: int) -> Too
     """The error about an utterance that the window does not hold."""
     return TooLongError(
         f"{utterance.audio_path}: {num_samples / SAMPLE_RATE_HZ:.2f} s long, the window is "
-        f"{window_samples / SAMPLE_RATE_HZ:.2f} s; raise features.window_s, or set features.long to "
+        f"{window_samples / SAMPLE_RATE_HZ:.2f} s; raise encoder.window_s, or set features.too_long to "
         "'skip' or 'truncate'"
     )
 

@@ -86,7 +86,9 @@ def loss(
     weight_BA = jnp.where(is_text_BA, 1.0, config.pad_weight) * audio_mask_BA
     total = jnp.maximum(weight_BA.sum(-1), 1e-6)
     per_token = config.mse_weight * mse_BA + config.cosine_weight * (1.0 - cosine_BA)
-    metrics = {"mse": mse_BA.mean(), "cosine": cosine_BA.mean()}
+    counted_BA = audio_mask_BA * batch.weight_B[:, None]
+    share_BA = counted_BA / jnp.maximum(counted_BA.sum(), 1e-6)
+    metrics = {"mse": (mse_BA * share_BA).sum(), "cosine": (cosine_BA * share_BA).sum()}
     return (per_token * weight_BA).sum(-1) / total, metrics
 
 

@@ -89,7 +89,8 @@ def read(
     nearest = embedlink.read(_cast(config), {}, audio_BAD, audio_mask_BA, frozen)
     cosine_BAV = jnp.einsum("bad,vd->bav", _unit(audio_BAD), _unit(jnp.asarray(frozen.table_VD)))
     log_probs_BAV = jax.nn.log_softmax(jnp.exp(params["log_scale"]) * cosine_BAV)
-    return nearest.replace(
+    return dataclasses.replace(
+        nearest,
         soft_BAD=jnp.exp(log_probs_BAV) @ frozen.table_VD,
         score_B=jnp.where(nearest.keep_BA, log_probs_BAV.max(-1), 0.0).sum(-1),
     )

@@ -77,7 +77,10 @@ def loss(
         batch.num_targets_B,
     )
     loss_B = -log_likelihood_B / jnp.maximum(batch.num_targets_B, 1)
-    return loss_B, {"scale": scale}
+    # Augmentation may squeeze an utterance until nothing can emit its targets: no gradient, and a
+    # loss of 1e30 would drown the others'.
+    impossible_B = log_likelihood_B < 0.5 * ctc.LOG_ZERO
+    return jnp.where(impossible_B, 0.0, loss_B), {"scale": scale, "impossible": impossible_B.mean()}
 
 
 def read(

@@ -1,5 +1,7 @@
 """Layers beside the transformer's: masked convolution, and a scan over equal layers."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax.numpy as jnp
 
@@ -34,9 +36,7 @@ class MaskedConv(nn.Module):
         return conv(jnp.where(mask_BA[..., None], x, 0)), mask_BA[:, :: self.stride]
 
 
-def scan_layers(
-    layer: nn.Module, x: Array, mask_BA: Array, *, num_layers: int, train: bool
-) -> Array:
+def scan_layers(layer: nn.Module, x: Any, mask_BA: Array, *, num_layers: int, train: bool) -> Any:
     """`num_layers` copies of `layer(x, mask, train=...)`, parameters stacked on a leading axis.
 
     One layer is traced and compiled instead of `num_layers`.

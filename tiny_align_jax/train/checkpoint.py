@@ -4,6 +4,7 @@ A checkpoint holds the whole `TrainState`: trainable tree, optimizer, average, s
 position is the step, because the batch order is a function of (seed, step).
 """
 
+import dataclasses
 import errno
 import json
 import os
@@ -16,6 +17,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from tiny_align_jax.train.partition import path_name
 from tiny_align_jax.train.step import TrainState
 from tiny_align_jax.types import CheckpointError, PyTree
 from tiny_align_jax.weights import safetensors
@@ -23,6 +25,12 @@ from tiny_align_jax.weights import safetensors
 STATE_FOLDER = "checkpoints"
 PROJECTOR_WEIGHTS = "projector.safetensors"
 PROJECTOR_CARD = "projector.json"
+
+
+def has_checkpoint(workdir: str | os.PathLike) -> bool:
+    """Whether a complete checkpoint lies in `workdir`; creates nothing."""
+    folder = Path(workdir) / STATE_FOLDER
+    return folder.is_dir() and any(path.name.isdigit() for path in folder.iterdir())
 
 
 class Checkpointer:
@@ -33,7 +41,10 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             max_to_keep=keep, create=True, enable_async_checkpointing=False
         )
-        self._manager = ocp.CheckpointManager(self._folder, options=options)
+        handler = (
+            ocp.StandardCheckpointHandler()
+        )  # named, or metadata of older processes is not read
+        self._manager = ocp.CheckpointManager(self._folder, options=options, item_handlers=handler)
 
     def __enter__(self) -> "Checkpointer":
         return self
@@ -44,6 +55,11 @@ class Checkpointer:
     def latest_step(self) -> int | None:
         """Step of the newest complete checkpoint, None if there is none."""
         return self._manager.latest_step()
+
+    def clear(self) -> None:
+        """Deletes every checkpoint: the run starts over."""
+        for step in self._manager.all_steps():
+            self._manager.delete(step)
 
     def save(self, state: TrainState) -> None:
         """Writes a checkpoint; the previous ones stay valid if this one fails.
@@ -73,14 +89,20 @@ class Checkpointer:
             raise CheckpointError(f"no checkpoint in {self._folder}; train without --resume first")
         target = jax.tree.map(ocp.utils.to_shape_dtype_struct, _as_dict(like))
         try:
-            saved = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+            differences = _differences(self._manager.item_metadata(step), target)
+            if not differences:
+                saved = self._manager.restore(step, args=ocp.args.StandardRestore(target))
+                return dataclasses.replace(like, **saved)
         except Exception as error:  # Orbax raises many kinds; each means the same to a user.
-            raise CheckpointError(
-                f"checkpoint {step} in {self._folder} cannot be restored into this run: {error}. "
-                "It is damaged or was made with another config: use its own config.json, or a new "
-                "--workdir."
-            ) from error
-        return like.replace(**saved)
+            raise self._misfit(step, f"it is damaged ({error})") from error
+        shown = "\n  ".join(differences[:20])
+        raise self._misfit(step, f"it was made with another config:\n  {shown}\n")
+
+    def _misfit(self, step: int, why: str) -> CheckpointError:
+        return CheckpointError(
+            f"checkpoint {step} in {self._folder} cannot be restored into this run: {why}. Use the "
+            "run's own config.json, or a new --workdir, or --noresume to start over."
+        )
 
     def _require_space(self, num_bytes: int) -> None:
         free = shutil.disk_usage(self._folder).free
@@ -128,6 +150,18 @@ def write_json(path: Path, value: Any) -> None:
 def _as_dict(state: TrainState) -> dict[str, Any]:
     fields = ("step", "trainable", "fixed", "opt_state", "average", "key")
     return {name: getattr(state, name) for name in fields}
+
+
+def _differences(saved: Any, wanted: PyTree) -> list[str]:
+    """Arrays that only one of two states has or whose shapes differ, by name."""
+    saved = getattr(saved, "tree", saved)  # older versions of Orbax wrap it
+    trees = (jax.tree_util.tree_leaves_with_path(tree) for tree in (saved, wanted))
+    there, here = ({path_name(p): tuple(x.shape) for p, x in leaves} for leaves in trees)
+    return [
+        f"{name}: {there.get(name, 'nothing')} there, {here.get(name, 'nothing')} here"
+        for name in sorted(there.keys() | here.keys())
+        if there.get(name) != here.get(name)
+    ]
 
 
 def _num_bytes(tree: PyTree) -> int:

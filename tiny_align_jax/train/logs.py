@@ -14,18 +14,17 @@ LOG_FILE = "train.jsonl"
 class RunLog:
     """Appends scalars of a run to `train.jsonl` and TensorBoard; a context manager.
 
-    A resumed run first drops the lines at or after its first step, so that no step is logged twice.
+    A resumed run first drops what it will log again, so that no step is logged twice.
     """
 
     def __init__(self, workdir: str | os.PathLike, first_step: int, num_steps: int, progress: bool):
         folder = Path(workdir)
         path = folder / LOG_FILE
         if path.exists():
-            lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-            kept = [line for line in lines if line["step"] <= first_step and first_step > 0]
-            path.write_text("".join(json.dumps(line) + "\n" for line in kept))
+            _drop_lines_to_come(path, first_step, num_steps)
         self._file = path.open("a")
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        # Hides the steps to come in the event files of earlier processes, too.
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
         self._bar = tqdm.tqdm(
             total=num_steps,
             initial=first_step,
@@ -55,3 +54,20 @@ class RunLog:
         """Moves the bar to `step` and shows a few values."""
         self._bar.set_postfix({k: f"{v:.3f}" for k, v in shown.items()}, refresh=False)
         self._bar.update(step - self._bar.n)
+
+
+def _drop_lines_to_come(path: Path, first_step: int, num_steps: int) -> None:
+    """Keeps the lines of a log that a run going on from `first_step` will not write again."""
+    kept = []
+    for text in path.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:  # a line that a kill tore: it lies after the last checkpoint
+            continue
+        # The validation after the last step is repeated by a run that finds nothing left to train.
+        repeated = first_step >= num_steps and any(k.startswith("validation/") for k in line)
+        if line["step"] < first_step or (0 < line["step"] == first_step and not repeated):
+            kept.append(text + "\n")
+    part = path.with_name(path.name + ".part")
+    part.write_text("".join(kept))
+    os.replace(part, path)

@@ -5,6 +5,7 @@ frames, table rows and modules.
 """
 
 import dataclasses
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -19,7 +20,10 @@ from tiny_align_jax.train import step as step_lib
 from tiny_align_jax.train.checkpoint import Checkpointer
 from tiny_align_jax.train.logs import RunLog
 from tiny_align_jax.train.partition import merge
-from tiny_align_jax.types import Batch, Frozen, NonFiniteLossError, PyTree
+from tiny_align_jax.types import Batch, ConfigError, Frozen, NonFiniteLossError, PyTree
+
+RESIDENT = ("auto", "always", "never")
+COMPUTE_DTYPES = ("float32", "bfloat16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +36,12 @@ class Config:
         num_buckets: length buckets; each compiles once.
         steps_per_dispatch: steps sent to the device at a time (1 on a CPU; a GPU waits for the host
             otherwise).
-        resident: keep the whole training cache on the device; 'auto' does so where it takes less than
-            `resident_bytes`.
+        resident: keep the whole training cache on the device: 'always', 'never', or 'auto', which does
+            so where it takes less than `resident_bytes`.
         resident_bytes: limit for 'auto'.
         average_decay: of the exponential moving average of parameters that is exported; 0 exports the
             last parameters.
-        compute_dtype: of the projector; parameters stay float32.
+        compute_dtype: of the projector, 'float32' or 'bfloat16'; parameters stay float32.
         trainable: path patterns of the parameters that train.
         fixed: path patterns of those that do not; every parameter must match exactly one of the two.
         log_every: steps between log lines.
@@ -60,6 +64,22 @@ class Config:
     validate_every: int = 0
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        counts = ("num_steps", "batch_size", "num_buckets", "steps_per_dispatch", "log_every")
+        problems = [
+            f"train.{key}={getattr(self, key)}; expected 1 or more"
+            for key in (*counts, "keep_checkpoints")
+            if getattr(self, key) < 1
+        ]
+        for key, choices in (("resident", RESIDENT), ("compute_dtype", COMPUTE_DTYPES)):
+            if getattr(self, key) not in choices:
+                expected = ", ".join(choices)
+                problems.append(f"train.{key}={getattr(self, key)!r}; expected one of {expected}")
+        if not 0 <= self.average_decay < 1:
+            problems.append(f"train.average_decay={self.average_decay}; expected 0 <= x < 1")
+        if problems:
+            raise ConfigError("; ".join(problems))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +110,8 @@ class Result:
     Attributes:
         params: {'projector', 'objective'} to export (averaged where `average_decay` is set).
         step: steps done.
-        train_s: seconds from the first to the last step, compilation and validation left out.
+        first_step: steps that were done before: what a resumed run found.
+        train_s: seconds from `first_step` to the last step, compilation and validation left out.
         compile_s: seconds of compilation.
         validation: last validation scalars.
         finished: False if a signal ended the run early.
@@ -98,6 +119,7 @@ class Result:
 
     params: PyTree
     step: int
+    first_step: int
     train_s: float
     compile_s: float
     validation: dict[str, float]
@@ -119,12 +141,19 @@ def init_params(run: Run) -> PyTree:
 def fit(
     run: Run,
     state: step_lib.TrainState,
-    workdir: str | None,
+    workdir: str | os.PathLike,
     *,
     resume: bool = True,
     progress: bool = True,
 ) -> Result:
     """Trains from `state`, or from the newest checkpoint of `workdir` if there is one.
+
+    Args:
+        run: what to train.
+        state: at step 0; its arrays are given away to the first step.
+        workdir: for checkpoints and logs.
+        resume: False deletes the checkpoints in `workdir` and starts over.
+        progress: show a progress bar.
 
     Raises:
         NonFiniteLossError: naming the step and the utterances; earlier checkpoints stay.
@@ -134,13 +163,20 @@ def fit(
     buckets = batching.bucket_lengths(run.examples.num_frames_N, config.num_buckets)
     with Checkpointer(workdir, config.keep_checkpoints) as saver, _Interrupt() as interrupt:
         # ---- resume -------------------------------------------------------------------------------
-        if resume and saver.latest_step() is not None:
+        if not resume:
+            saver.clear()
+        elif saver.latest_step() is not None:
             state = saver.restore(state)
             logging.info("resumed at step %d of %d", int(state.step), config.num_steps)
         first_step = done = int(state.step)
         frozen = jax.tree.map(jnp.asarray, run.frozen)
         groups = batching.schedule(
-            run.examples, config.batch_size, buckets, config.steps_per_dispatch, run.seed, first_step
+            run.examples,
+            config.batch_size,
+            buckets,
+            config.steps_per_dispatch,
+            run.seed,
+            first_step,
         )
         dispatch = _Dispatcher(run, buckets)
         logging.info("buckets of %s frames, %s", buckets, dispatch.describe())
@@ -188,6 +224,7 @@ def fit(
     return Result(
         params=export_params(run.config, state),
         step=done,
+        first_step=first_step,
         train_s=train_s,
         compile_s=dispatch.compile_s,
         validation=validation,

@@ -6,7 +6,10 @@ import functools
 import jax
 import optax
 
+from tiny_align_jax.train.partition import path_name
 from tiny_align_jax.types import ConfigError, PyTree
+
+_NEVER_DECAYED = ("bias", "scale")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +35,17 @@ class Config:
     b2: float = 0.98
 
     def __post_init__(self):
+        problems = []
         if self.learning_rate <= 0:
-            raise ConfigError(f"learning_rate={self.learning_rate}; expected a positive number")
+            problems.append(f"learning_rate={self.learning_rate}; expected a positive number")
+        for key in ("warmup_fraction", "b1", "b2"):
+            if not 0 <= getattr(self, key) < 1:
+                problems.append(f"{key}={getattr(self, key)}; expected 0 <= x < 1")
+        for key in ("final_fraction", "weight_decay", "clip_norm"):
+            if getattr(self, key) < 0:
+                problems.append(f"{key}={getattr(self, key)}; expected 0 or more")
+        if problems:
+            raise ConfigError("optimizer: " + "; ".join(problems))
 
 
 def learning_rate(config: Config, num_steps: int) -> optax.Schedule:
@@ -57,11 +69,17 @@ def make(config: Config, num_steps: int) -> optax.GradientTransformation:
             b1=config.b1,
             b2=config.b2,
             weight_decay=config.weight_decay,
-            mask=_is_matrix,
+            mask=_decays,
         )
     )
     return optax.chain(*parts)
 
 
-def _is_matrix(params: PyTree) -> PyTree:
-    return jax.tree.map(lambda p: p.ndim >= 2, params)
+def _decays(params: PyTree) -> PyTree:
+    """True at matrices. By name, because the stacked biases and norms of scanned layers have two axes."""
+
+    def is_matrix(path, leaf) -> bool:
+        name = path_name(path).rsplit("/", 1)[-1]
+        return leaf.ndim >= 2 and name not in _NEVER_DECAYED
+
+    return jax.tree_util.tree_map_with_path(is_matrix, params)

@@ -1,5 +1,6 @@
 """One training run in a workdir: prepare, fit, export; what `experiments.train` and sweeps call."""
 
+import hashlib
 import json
 import os
 import shutil
@@ -13,6 +14,7 @@ import numpy as np
 import psutil
 from absl import logging
 
+from tiny_align_jax.data import batching
 from tiny_align_jax.train import checkpoint, loop, setup
 from tiny_align_jax.types import CheckpointError
 
@@ -32,13 +34,15 @@ def train(
 
     Args:
         config: resolved sections, as plain mappings.
-        workdir: created if absent; config.json there must equal `config` to resume.
+        workdir: created if absent; to resume, config, frozen weights and utterances must be those that
+            the run there began with.
         cache_dir: folder of weights and features.
-        resume: go on from the newest checkpoint; False starts over.
+        resume: go on from the newest checkpoint; False starts over, once everything is prepared.
         progress: show progress bars.
 
     Returns:
-        A summary: steps, seconds by phase, validation scores, peak memory, parameters.
+        A summary: steps, seconds by phase (training and compilation since `timed_from_step`, over all
+        processes), validation scores, peak memory, parameters.
 
     Raises:
         TinyAlignError: of any stage; what was saved before stays.
@@ -46,9 +50,26 @@ def train(
     start_s = time.monotonic()
     folder = Path(workdir)
     folder.mkdir(parents=True, exist_ok=True)
-    _settle_config(folder, config, resume)
+    resumes = resume and checkpoint.has_checkpoint(folder)
+    if resumes:
+        _require_same_config(folder, config)
     prepared = setup.prepare(config, cache_dir, progress)
+    card = {**prepared.card, "examples": _digest(prepared.run.examples)}
+    if resumes:
+        _require_same_parts(folder, card)
+    else:
+        _start_over(folder, config, card)
     prepare_s = time.monotonic() - start_s
+    _log_sizes(prepared)
+    result = loop.fit(prepared.run, prepared.state, workdir, progress=progress)
+    before = _result_before(folder, result.first_step)
+    summary = _summary(prepared, result, before) | {"prepare_s": round(prepare_s, 2)}
+    checkpoint.export(folder, result.params, {**card, "step": result.step})
+    checkpoint.write_json(folder / RESULT_FILE, summary)
+    return summary
+
+
+def _log_sizes(prepared: setup.Prepared) -> None:
     logging.info(
         "%d training utterances of %d speakers, %d validation, %d skipped, %d left out because their "
         "sentence is in the test set; %d table rows; %s trainable parameters",
@@ -60,24 +81,26 @@ def train(
         len(prepared.run.frozen.row_ids_V),
         f"{count(prepared.state.trainable):,}",
     )
-    result = loop.fit(prepared.run, prepared.state, workdir, resume=resume, progress=progress)
-    summary = {
+
+
+def _summary(
+    prepared: setup.Prepared, result: loop.Result, before: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What became of a run; times and peak memory include those of the process `before`."""
+    return {
         "finished": result.finished,
         "step": result.step,
-        "train_s": round(result.train_s, 2),
-        "compile_s": round(result.compile_s, 2),
-        "prepare_s": round(prepare_s, 2),
+        "timed_from_step": before.get("timed_from_step", result.first_step),
+        "train_s": round(result.train_s + before.get("train_s", 0), 2),
+        "compile_s": round(result.compile_s + before.get("compile_s", 0), 2),
         "validation": result.validation,
         "num_utterances": len(prepared.run.examples),
         "num_skipped": len(prepared.skipped),
         "trainable_params": count(prepared.state.trainable),
-        "peak_rss_mb": round(peak_rss_bytes() / 1e6, 1),
+        "peak_rss_mb": max(round(peak_rss_bytes() / 1e6, 1), before.get("peak_rss_mb", 0)),
         "peak_device_mb": _peak_device_mb(),
         "versions": setup.versions(),
     }
-    checkpoint.export(folder, result.params, {**prepared.card, "step": result.step})
-    checkpoint.write_json(folder / RESULT_FILE, summary)
-    return summary
 
 
 def count(tree) -> int:
@@ -100,21 +123,74 @@ def _peak_device_mb() -> float | None:
     return None if peak is None else round(peak / 1e6, 1)
 
 
-def _settle_config(folder: Path, config: Mapping[str, Any], resume: bool) -> None:
-    """Writes config.json, or checks it where a run is to be resumed."""
-    path = folder / CONFIG_FILE
-    saved = folder / checkpoint.STATE_FOLDER
-    if not resume and saved.exists():
-        shutil.rmtree(saved)
-    plain = json.loads(json.dumps(config))
-    if resume and saved.exists() and path.exists():
-        differences = _differences(json.loads(path.read_text()), plain)
-        if differences:
-            raise CheckpointError(
-                f"{folder} holds a run with another config:\n  " + "\n  ".join(differences[:20])
-                + "\nUse another --workdir, or --noresume to start over there."
-            )
-    checkpoint.write_json(path, plain)
+def _require_same_config(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuses to go on from checkpoints that another config made."""
+    there = _read_json(folder / CONFIG_FILE)
+    differences = _differences(there, json.loads(json.dumps(config)))
+    if differences:
+        raise CheckpointError(
+            f"{folder} holds a run with another config:\n  "
+            + "\n  ".join(differences[:20])
+            + "\nUse another --workdir, or --noresume to start over there."
+        )
+
+
+def _require_same_parts(folder: Path, card: Mapping[str, Any]) -> None:
+    """Refuses to go on with other weights, table rows or utterances than the run began with.
+
+    Their names in the config may be the same: a folder's contents can change.
+    """
+    there = _read_json(folder / checkpoint.PROJECTOR_CARD)
+    differences = []
+    for part in ("encoder", "llm"):
+        differences += _differences(there.get(part), json.loads(json.dumps(card[part])), part)
+    for part in ("vocabulary", "examples"):
+        if there.get(part) != json.loads(json.dumps(card[part])):
+            differences.append(f"{part}: not what the run began with")
+    if differences:
+        raise CheckpointError(
+            f"{folder} holds checkpoints of a run over other data or frozen weights:\n  "
+            + "\n  ".join(differences[:20])
+            + "\nBring those back, or use another --workdir or --noresume."
+        )
+
+
+def _start_over(folder: Path, config: Mapping[str, Any], card: Mapping[str, Any]) -> None:
+    """Clears what an earlier run left, then writes what this one is; in that order, should it be killed."""
+    shutil.rmtree(folder / checkpoint.STATE_FOLDER, ignore_errors=True)
+    for name in (checkpoint.PROJECTOR_WEIGHTS, checkpoint.PROJECTOR_CARD, RESULT_FILE):
+        (folder / name).unlink(missing_ok=True)
+    checkpoint.write_json(folder / CONFIG_FILE, config)
+    checkpoint.write_json(folder / checkpoint.PROJECTOR_CARD, {**card, "step": 0})
+
+
+def _result_before(folder: Path, first_step: int) -> dict[str, Any]:
+    """The summary of the process that this one went on from; {} if it was killed or there was none."""
+    path = folder / RESULT_FILE
+    result = _read_json(path) if first_step and path.is_file() else {}
+    return result if result.get("step") == first_step else {}
+
+
+def _digest(data: batching.Examples) -> str:
+    """Hash of what is trained on: ids, lengths and targets, in order."""
+    arrays = (data.num_frames_N, data.target_ids_NL, data.num_targets_N)
+    parts = ["\n".join(data.ids).encode(), *(a.tobytes() for a in arrays)]
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A file of the workdir.
+
+    Raises:
+        CheckpointError: missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} is missing or damaged ({error}), so nothing says what the checkpoints beside it "
+            "belong to; use another --workdir, or --noresume to start over there"
+        ) from error
 
 
 def _differences(a: Any, b: Any, name: str = "") -> list[str]:

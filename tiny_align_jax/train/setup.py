@@ -6,7 +6,7 @@ Holds the encoder only while features are missing, and never the LLM unless the 
 import dataclasses
 import functools
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -58,6 +58,10 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     module, module_config = registry.from_section("objectives", config["objective"])
     projector, projector_config = registry.from_section("projectors", config["projector"])
     require_fit(projector, projector_config, module)
+    # Every section is checked before the minutes that features may take.
+    train_config = registry.make_config(loop, config["train"])
+    optimizer_config = registry.make_config(optimizer, config["optimizer"])
+    augment_config = registry.make_config(augment, config["augment"])
     split = read_split(config)
     splits.refuse_leaks(split, config["split"]["shared_speakers"])
     llm_folder = assets.resolve(config["llm"]["asset"], cache_dir)
@@ -75,9 +79,10 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
         config, cache_dir, [*split.train, *split.validation], progress
     )
     can_emit = functools.partial(_can_emit, projector, projector_config, module, module_config)
-    train_examples, skipped = examples(split.train, cache, report, rows, can_emit)
+    train_examples, skipped = examples("training", split.train, cache, report, rows, can_emit)
+    if getattr(module, "FIXED_LENGTH", False):
+        warn_of_cut(train_examples, functools.partial(projector.num_audio_tokens, projector_config))
     table_rms = float(np.sqrt(np.mean(np.square(frozen.table_VD))))
-    train_config = registry.make_config(loop, config["train"])
     spec = StepSpec(
         projector=projector.Projector(
             projector_config,
@@ -87,17 +92,15 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
         ),
         objective=module,
         objective_config=module_config,
-        optimizer=optimizer.make(
-            registry.make_config(optimizer, config["optimizer"]), train_config.num_steps
-        ),
-        augment=registry.make_config(augment, config["augment"]),
+        optimizer=optimizer.make(optimizer_config, train_config.num_steps),
+        augment=augment_config,
         average_decay=train_config.average_decay,
         llm=loading.llm_config(llm_folder) if "llm" in module.NEEDS else None,
     )
     validate = None
     if split.validation:
         validation_examples, _ = examples(
-            split.validation, cache, report, rows, can_emit, targets=False
+            "validation", split.validation, cache, report, rows, can_emit, targets=False
         )
         references = {u.utterance_id: u.text for u in split.validation}
         if spec.llm is None:
@@ -200,6 +203,7 @@ def features(
 
 
 def examples(
+    role: str,
     utterances: Sequence[Utterance],
     cache,
     report: extract.Report,
@@ -207,7 +211,11 @@ def examples(
     can_emit,
     targets: bool = True,
 ) -> tuple[batching.Examples, dict[str, str]]:
-    """Examples of the utterances that have frames and a usable transcript; the rest by reason."""
+    """Examples of the utterances that have frames and a usable transcript; the rest by reason.
+
+    Raises:
+        DataError: none has; names the role and some of the reasons.
+    """
     skipped = {
         u.utterance_id: report.skipped[u.utterance_id]
         for u in utterances
@@ -233,9 +241,28 @@ def examples(
         target_rows.append(target)
     for utterance_id, reason in skipped.items():
         logging.warning("skipped %s: %s", utterance_id, reason)
+    if not ids:
+        reasons = "".join(f"\n  {name}: {why}" for name, why in list(skipped.items())[:8])
+        raise DataError(f"none of {len(utterances)} {role} utterance(s) can be used:{reasons}")
     lengths = [cache.num_frames(k) for k in keys]
     made = batching.make_examples(ids, lengths, target_rows, lambda i: cache.frames(keys[i]))
     return made, skipped
+
+
+def warn_of_cut(data: batching.Examples, num_audio_tokens: Callable[[int], int]) -> int:
+    """Logs how many transcripts an objective of fixed length cannot hold whole; returns the number."""
+    tokens_N = np.array([num_audio_tokens(int(n)) for n in data.num_frames_N])
+    cut_N = data.num_targets_N > tokens_N
+    if cut_N.any():
+        logging.warning(
+            "%d of %d transcripts have more tokens (up to %d) than the projector gives (%d): their "
+            "ends are cut, or squeezed; a larger num_tokens of the projector holds them",
+            cut_N.sum(),
+            len(data),
+            data.num_targets_N.max(),
+            tokens_N.min(),
+        )
+    return int(cut_N.sum())
 
 
 def load_frozen(

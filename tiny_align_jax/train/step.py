@@ -75,6 +75,9 @@ def loss_fn(
     features, num_frames_B = augment.augment(
         spec.augment, augment_key, batch.features_BTE, batch.num_frames_B
     )
+    weight_B = batch.weight_B
+    # Rows of weight 0 may hold anything, NaN too, which no product with 0 takes out of a gradient.
+    features = jnp.where(weight_B[:, None, None] > 0, features, 0)
     mask_BT = jnp.arange(features.shape[1])[None] < num_frames_B[:, None]
     audio_BAD, audio_mask_BA = spec.projector.apply(
         {"params": params["projector"]},
@@ -92,8 +95,6 @@ def loss_fn(
         frozen,
         llm=spec.llm,
     )
-    weight_B = batch.weight_B
-    # Rows of weight 0 may hold anything, so they are replaced before the product, not after.
     safe_B = jnp.where(weight_B > 0, loss_B, 0.0)
     return (safe_B * weight_B).sum() / jnp.maximum(weight_B.sum(), 1.0), (safe_B, metrics)
 
@@ -106,7 +107,7 @@ def train_step(
     Returns:
         The next state and scalars 'loss', 'grad_norm', the objective's own, and 'loss_B'.
     """
-    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+    key = jax.random.fold_in(jax.random.wrap_key_data(jnp.asarray(state.key)), state.step)
     grad_fn = jax.value_and_grad(
         lambda t: loss_fn(spec, t, state.fixed, frozen, batch, key), has_aux=True
     )
@@ -118,8 +119,8 @@ def train_step(
         # Early on the average follows faster, or it would remember the initial values.
         decay = jnp.minimum(spec.average_decay, (state.step + 1.0) / (state.step + 10.0))
         average = jax.tree.map(lambda a, p: decay * a + (1 - decay) * p, average, trainable)
-    new_state = state.replace(
-        step=state.step + 1, trainable=trainable, opt_state=opt_state, average=average
+    new_state = dataclasses.replace(
+        state, step=state.step + 1, trainable=trainable, opt_state=opt_state, average=average
     )
     return new_state, {
         "loss": loss,

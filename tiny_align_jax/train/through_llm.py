@@ -62,7 +62,8 @@ def add_llm(
         dtype: of the parameters.
     """
     params = jax.device_put(loading.load_llm(folder, dtype).params)
-    return frozen.replace(
+    return dataclasses.replace(
+        frozen,
         llm=params,
         prefix_ids_P=prompt.prefix_ids,
         suffix_ids_P=prompt.suffix_ids,
