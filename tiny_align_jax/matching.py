@@ -4,12 +4,14 @@ A projector module names the Config keys that make it wider in `WIDTHS`; they ar
 """
 
 import dataclasses
+import math
 from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from tiny_align_jax.types import ConfigError
 
@@ -79,21 +81,21 @@ def _around(
         factor = units * unit / getattr(config, widths[0])
         return {key: max(1, round(getattr(config, key) * factor / unit)) * unit for key in widths}
 
-    low, high = _bisect(lambda units: count(scaled(units))[0], target)
-    found = [count(scaled(low)), count(scaled(high))]
-    if len(widths) > 1:  # heads make the first width coarse; the feed-forward width is not
-        base, last = scaled(low), widths[-1]
-        trims = _bisect(lambda n: count(base | {last: base[last] + n * _TRIM})[0], target)
-        found += [count(base | {last: base[last] + n * _TRIM}) for n in trims]
-    return found
+    low = _units_below(lambda units: count(scaled(units))[0], target)
+    if len(widths) == 1:
+        return [count(scaled(low)), count(scaled(low + 1))]
+    # Heads make the first width coarse; the feed-forward width is not, and counts are linear in it.
+    base, last = scaled(low), widths[-1]
+    below, _ = found = count(base)
+    slope = count(base | {last: base[last] + _TRIM})[0] - below
+    trim = max(0, round((target - below) / slope))
+    return [found, count(base | {last: base[last] + trim * _TRIM})]
 
 
-def _bisect(count_of: Callable[[int], int], target: int) -> tuple[int, int]:
-    """Neighbouring integers from 1 up whose counts lie around the target, if it lies above 1's."""
-    low, high = 1, 2
-    while count_of(high) < target:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if count_of(middle) < target else (low, middle)
-    return low, high
+def _units_below(count_of: Callable[[int], int], target: int) -> int:
+    """Largest width whose count stays at or below the target (at least 1): counts are quadratic in it."""
+    at = np.array([4, 8, 16])
+    curve = np.polyfit(at, [count_of(int(n)) for n in at], 2)
+    roots = np.roots(curve - np.array([0, 0, target]))
+    real = [float(r.real) for r in roots if abs(r.imag) < 1e-6 and r.real > 1]
+    return max(1, math.floor(max(real, default=1.0) + 1e-6))
