@@ -34,7 +34,7 @@ test-fast: install  ## without the slow ones
 lint: install  ## what CI checks before it tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: install  ## let ruff put things in order
 	$(BIN)/ruff check --fix .
