@@ -6,6 +6,7 @@ WORKDIR ?= workdirs/quickstart
 EXTRAS ?= dev,tts
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 
+comma := ,
 .PHONY: help install quickstart quickstart-short test test-fast lint format clean
 
 help:  ## this list
@@ -13,7 +14,6 @@ help:  ## this list
 
 install: $(VENV)/.installed-$(subst $(comma),-,$(EXTRAS))  ## virtual environment with everything the quickstart and the tests need
 
-comma := ,
 $(VENV)/.installed-%: requirements.txt pyproject.toml constraints/pinned.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install $(PIP_FLAGS) -c constraints/pinned.txt -e ".[$(EXTRAS)]"
