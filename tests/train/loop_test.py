@@ -263,6 +263,6 @@ def test_checkpoint_of_another_shape_is_refused(tmp_path):
 
 def test_impossible_settings_are_all_named():
     with pytest.raises(ConfigError) as error:
-        loop.Config(num_steps=0, log_every=0, resident="yes", compute_dtype="float16")
-    for part in ("num_steps=0", "log_every=0", "'yes'; expected one of auto", "'float16'"):
+        loop.Config(batch_size=0, log_every=0, resident="yes", compute_dtype="float16")
+    for part in ("batch_size=0", "log_every=0", "'yes'; expected one of auto", "'float16'"):
         assert part in str(error.value)

@@ -31,7 +31,7 @@ class Config:
     """Settings of the loop.
 
     Attributes:
-        num_steps: optimizer steps in all.
+        num_steps: optimizer steps in all; 0 exports the untrained projector, to compare with.
         batch_size: utterances a step.
         num_buckets: length buckets; each compiles once.
         steps_per_dispatch: steps sent to the device at a time (1 on a CPU; a GPU waits for the host
@@ -66,12 +66,14 @@ class Config:
     keep_checkpoints: int = 2
 
     def __post_init__(self):
-        counts = ("num_steps", "batch_size", "num_buckets", "steps_per_dispatch", "log_every")
+        counts = ("batch_size", "num_buckets", "steps_per_dispatch", "log_every")
         problems = [
             f"train.{key}={getattr(self, key)}; expected 1 or more"
             for key in (*counts, "keep_checkpoints")
             if getattr(self, key) < 1
         ]
+        if self.num_steps < 0:
+            problems.append(f"train.num_steps={self.num_steps}; expected 0 or more")
         for key, choices in (("resident", RESIDENT), ("compute_dtype", COMPUTE_DTYPES)):
             if getattr(self, key) not in choices:
                 expected = ", ".join(choices)
