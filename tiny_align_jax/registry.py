@@ -66,8 +66,13 @@ def from_section(family: str, section: Mapping[str, Any]) -> tuple[ModuleType, A
     Sub-sections of other plug-ins may stand beside it (a sweep over names keeps them) and are not read.
 
     Raises:
-        ConfigError: unknown plug-in, unknown key, or a sub-section that is no plug-in of the family.
+        ConfigError: no name, unknown plug-in, unknown key, or a sub-section that is no plug-in of the
+            family.
     """
+    if "name" not in section:
+        raise ConfigError(
+            f"section {family!r} has no 'name'; set it to one of: {', '.join(names(family))}"
+        )
     name = section["name"]
     module = resolve(family, name)
     strangers = sorted(set(section) - {"name"} - set(names(family)))
