@@ -19,7 +19,7 @@ import orbax.checkpoint as ocp
 
 from tiny_align_jax.train.partition import path_name
 from tiny_align_jax.train.step import TrainState
-from tiny_align_jax.types import CheckpointError, PyTree
+from tiny_align_jax.types import AssetError, CheckpointError, PyTree
 from tiny_align_jax.weights import safetensors
 
 STATE_FOLDER = "checkpoints"
@@ -65,17 +65,22 @@ class Checkpointer:
         """Writes a checkpoint; the previous ones stay valid if this one fails.
 
         Raises:
-            CheckpointError: the disk is full or not writable.
+            CheckpointError: the disk is full or not writable, or a later step is saved there.
         """
-        step = int(state.step)
-        if step == self.latest_step():
+        step, latest = int(state.step), self.latest_step()
+        if step == latest:
             return
+        if latest is not None and latest > step:
+            raise CheckpointError(
+                f"cannot save step {step}: {self._folder} already holds step {latest} of another run; "
+                "use another --workdir, or --noresume to start over there"
+            )
         host_state = jax.tree.map(np.asarray, state)
         self._require_space(_num_bytes(host_state))
         try:
             self._manager.save(step, args=ocp.args.StandardSave(_as_dict(host_state)))
             self._manager.wait_until_finished()
-        except OSError as error:
+        except Exception as error:  # an OSError, or what TensorStore makes of it
             raise _disk_error(self._folder, error, step) from error
 
     def restore(self, like: TrainState) -> TrainState:
@@ -127,6 +132,9 @@ def export(
 
     Returns:
         Path of the weights file.
+
+    Raises:
+        CheckpointError: the disk is full or not writable.
     """
     folder = Path(workdir)
     if dtype is not None:
@@ -135,7 +143,7 @@ def export(
     try:
         safetensors.save_tree(path, jax.tree.map(np.asarray, params))
         write_json(folder / PROJECTOR_CARD, card)
-    except OSError as error:
+    except (OSError, AssetError) as error:
         raise _disk_error(folder, error, None) from error
     return path
 
@@ -168,9 +176,10 @@ def _num_bytes(tree: PyTree) -> int:
     return sum(np.asarray(leaf).nbytes for leaf in jax.tree.leaves(tree))
 
 
-def _disk_error(folder: Path, error: OSError, step: int | None) -> CheckpointError:
+def _disk_error(folder: Path, error: Exception, step: int | None) -> CheckpointError:
     what = "the exported projector" if step is None else f"the checkpoint of step {step}"
-    why = "the disk is full" if error.errno == errno.ENOSPC else str(error)
+    full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    why = "the disk is full" if full else str(error)
     return CheckpointError(
         f"cannot write {what} to {folder}: {why}. Earlier checkpoints are intact; free some space "
         "and run the same command again"

@@ -23,8 +23,11 @@ class RunLog:
         if path.exists():
             _drop_lines_to_come(path, first_step, num_steps)
         self._file = path.open("a")
-        # Hides the steps to come in the event files of earlier processes, too.
-        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._board = SummaryWriter(
+            str(folder / "tensorboard"),
+            purge_step=first_step + 1,  # hides them in the event files of earlier processes, too
+            filename_suffix=f".{first_step}",  # names are made of seconds, which two quick runs share
+        )
         self._bar = tqdm.tqdm(
             total=num_steps,
             initial=first_step,

@@ -32,8 +32,8 @@ def partition(
     """Splits `tree` by patterns that must match whole names.
 
     Raises:
-        ConfigError: lists every leaf that no pattern covers or both kinds cover, and every pattern
-            that matches nothing.
+        ConfigError: lists every leaf that no pattern covers or both kinds cover, every pattern that
+            matches nothing, and whether nothing trains at all.
     """
     names = leaf_names(tree)
     trained = {n for n in names if _matches(n, trainable)}
@@ -45,6 +45,8 @@ def partition(
         for p in (*trainable, *fixed)
         if not any(re.fullmatch(p, n) for n in names)
     ]
+    if not trained:
+        problems.append("nothing trains")
     if problems:
         raise ConfigError(
             "train.trainable and train.fixed must cover every parameter exactly once:\n  "
