@@ -388,5 +388,5 @@ def test_objective_is_low_where_its_reading_is_right(name):
         kept = np.asarray(reading.rows_BA)[row][np.asarray(reading.keep_BA)[row]]
         assert kept.tolist() == list(target)
     right, _ = module.loss(config, params, audio, mask, _batch(), frozen)
-    wrong, _ = module.loss(config, params, audio[:, ::-1], mask, _batch(), frozen)
+    wrong, _ = module.loss(config, params, audio[[1, 2, 0]], mask, _batch(), frozen)
     assert (np.asarray(right) < 0.5 * np.asarray(wrong)).all()

@@ -66,11 +66,11 @@ def test_loss_is_the_mean_over_real_rows(gradients):
 
 def test_an_utterance_squeezed_too_short_costs_nothing_and_is_counted(gradients):
     batch = _batch()
-    batch.num_frames_B[1] = 1
+    row = int(np.argmax(batch.num_targets_B))
+    batch.num_frames_B[row] = 1
     _, loss_B, metrics, grads = gradients(batch)
-    assert (
-        batch.num_targets_B[1] > 1 and loss_B[1] == 0 and (np.asarray(loss_B)[[0, 2, 3]] > 0).all()
-    )
+    assert batch.num_targets_B[row] > 1 and loss_B[row] == 0
+    assert (np.delete(np.asarray(loss_B), row) > 0).all()
     assert metrics["impossible"] == 0.25
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
 

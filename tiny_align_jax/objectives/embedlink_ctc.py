@@ -94,7 +94,8 @@ def read(
     logits_BAV = log_probs(config, params, audio_BAD, frozen)
     blank = frozen.table_VD.shape[0]
     best_BA = jnp.argmax(logits_BAV, axis=-1)
-    keep_BA = ctc.greedy_path(best_BA, blank, audio_mask_BA.sum(-1))
+    # Row 0 ends a text: no transcript holds it, so an untrained projector may still hit it.
+    keep_BA = ctc.greedy_path(best_BA, blank, audio_mask_BA.sum(-1)) & (best_BA != 0)
     labels_BAV = jax.nn.softmax(logits_BAV[..., :blank], axis=-1)
     top_BA = jnp.max(logits_BAV, axis=-1)
     return Reading(
