@@ -17,6 +17,7 @@ LEAVES = {
     "llms",
     "metrics",
     "weights",
+    "beam",
     "ctc",
     "matching",
     "synthesize",
