@@ -57,26 +57,7 @@ class Transcriber:
         check_snap(snap)
         self._aligner, self._snap = aligner, snap
         self._responder = aligner.responder(prompt, settings) if aligner.llm else None
-        card, folder = aligner.card["encoder"], aligner.encoder_folder
-        dtype = jnp.dtype(card.get("dtype", "float32"))
-        module, config = loading.encoder_config(folder)
-        spec = extract.make_spec(
-            module,
-            config,
-            card["fingerprint"],
-            window_s=card["window_s"],
-            layers=card["layers"],
-            dtype=dtype,
-        )
-        self._decoder = pipeline.Decoder(module, config, spec.window_samples, truncate=False)
-        self._encoder = pipeline.BatchEncoder(
-            module,
-            config,
-            lambda: loading.load_encoder(folder, dtype).params,
-            layers=spec.layers,
-            batch_size=1,
-            dtype=dtype,
-        )
+        self._decoder, self._encoder = make_encoder(aligner)
 
     def __call__(
         self,
@@ -131,3 +112,35 @@ class Transcriber:
         length = batching.bucket_lengths(np.array([len(frames_TE)]), 1)[0]
         padded_TE = np.pad(frames_TE, ((0, length - len(frames_TE)), (0, 0)))
         return self._aligner.hear(padded_TE[None], np.array([len(frames_TE)], np.int32))
+
+
+def make_encoder(aligner: Aligner) -> tuple[pipeline.Decoder, pipeline.BatchEncoder]:
+    """The frozen encoder that the aligner's projector was trained with, for one recording at a time.
+
+    Returns:
+        What reads audio for it, and the encoder itself.
+
+    Raises:
+        WeightsError: encoder weights that do not fit.
+    """
+    card, folder = aligner.card["encoder"], aligner.encoder_folder
+    dtype = jnp.dtype(card.get("dtype", "float32"))
+    module, config = loading.encoder_config(folder)
+    spec = extract.make_spec(
+        module,
+        config,
+        card["fingerprint"],
+        window_s=card["window_s"],
+        layers=card["layers"],
+        dtype=dtype,
+    )
+    decoder = pipeline.Decoder(module, config, spec.window_samples, truncate=False)
+    encoder = pipeline.BatchEncoder(
+        module,
+        config,
+        lambda: loading.load_encoder(folder, dtype).params,
+        layers=spec.layers,
+        batch_size=1,
+        dtype=dtype,
+    )
+    return decoder, encoder

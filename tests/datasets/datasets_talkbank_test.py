@@ -212,8 +212,10 @@ def test_transcripts_without_marks_are_kept_for_an_aligner(tmp_path):
     assert texts(found) == ["timed"]
     (untimed,) = found.untimed
     assert untimed.audio_path.endswith("a.wav")
-    assert [u.text for u in untimed.utterances] == ["first words", "last words"]
-    assert [(u.start_s, u.end_s) for u in untimed.utterances] == [(0.0, None)] * 2
+    assert [u.text for u in untimed.utterances] == ["first words", "and", "last words"]
+    assert [(u.start_s, u.end_s) for u in untimed.utterances] == [(0.0, None)] * 3
+    chosen = [u.text for u in untimed.utterances if u.utterance_id in untimed.chosen]
+    assert chosen == ["first words", "last words"]
     assert found.skipped[str(tmp_path / "a.cha")] == "no time marks (2 tiers to be aligned)"
 
 

@@ -68,12 +68,15 @@ class Untimed:
     Attributes:
         transcript: path of the `.cha` file.
         audio_path: its recording.
-        utterances: what every participant says, in order, as if each filled the recording.
+        utterances: what every participant says, in order, as if each filled the recording: an aligner
+            needs the interviewer's words to pass over them.
+        chosen: ids of the chosen participants' utterances, the ones to keep.
     """
 
     transcript: str
     audio_path: str
     utterances: tuple[Utterance, ...]
+    chosen: frozenset[str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,7 +179,12 @@ class _Reader:
         if is_timed:
             self.utterances += taken
         elif taken:
-            self.untimed.append(Untimed(str(source.path), str(audio_path), tuple(taken)))
+            spoken = [
+                self._utterance(t, transcript, source, str(audio_path)) for t in transcript.tiers
+            ]
+            everybody = tuple(u for u in spoken if isinstance(u, Utterance))
+            ids = frozenset(u.utterance_id for u in taken)
+            self.untimed.append(Untimed(str(source.path), str(audio_path), everybody, ids))
             self.skipped[str(source.path)] = f"no time marks ({len(taken)} tiers to be aligned)"
 
     def _is_chosen(self, code: str) -> bool:
