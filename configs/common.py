@@ -83,3 +83,14 @@ def plugin(family: str, name: str, also: tuple[str, ...] = (), **overrides: Any)
 def from_dataclass(value: Any) -> ConfigDict:
     """Section with every field of a dataclass instance."""
     return ConfigDict(dataclasses.asdict(value))
+
+
+def pick(name: str, arg: str, choices: dict[str, str]) -> str:
+    """The choice that a config's argument names.
+
+    Raises:
+        ValueError: there is no such argument; lists those that there are.
+    """
+    if arg not in choices:
+        raise ValueError(f"{name}: unknown argument {arg!r}; expected one of {sorted(choices)}")
+    return choices[arg]

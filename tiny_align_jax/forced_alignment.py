@@ -11,6 +11,7 @@ overlapping windows is ours.
 import dataclasses
 from collections.abc import Container, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -201,7 +202,7 @@ class ForcedAligner:
         seconds = len(waveform_S) / SAMPLE_RATE_HZ
         return log_probs_AV[:tokens, columns], seconds / max(tokens, 1)
 
-    def _log_probs(self, params, frozen, features_TE: Array, num_frames) -> tuple[Array, Array]:
+    def _log_probs(self, params, frozen, features_TE: Array, num_frames) -> tuple[Any, Any]:
         ear = self._aligner.ear
         mask_BT = (jnp.arange(features_TE.shape[0]) < num_frames)[None]
         audio_BAD, audio_mask_BA = ear.projector.apply(
