@@ -71,6 +71,7 @@ class Utterance:
         age: speaker's age in years, if the corpus says.
         sex: 'f' or 'm', if the corpus says.
         extra: any further columns of the corpus.
+        distortion: what is done to the samples before they are encoded, see `data.distortion`.
     """
 
     utterance_id: str
@@ -82,6 +83,7 @@ class Utterance:
     age: float | None = None
     sex: str | None = None
     extra: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    distortion: str = ""
 
 
 @flax.struct.dataclass

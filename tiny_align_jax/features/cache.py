@@ -58,10 +58,18 @@ class Spec:
         """Where frames made with this spec live under `cache_dir`."""
         return pathlib.Path(cache_dir) / self.digest()[:16]
 
-    def key(self, audio_sha256: str, start_s: float = 0.0, end_s: float | None = None) -> str:
-        """Key of the stretch [start_s, end_s) of the file with that hash."""
+    def key(
+        self,
+        audio_sha256: str,
+        start_s: float = 0.0,
+        end_s: float | None = None,
+        distortion: str = "",
+    ) -> str:
+        """Key of the stretch [start_s, end_s) of the file with that hash, distorted or as it is."""
         end = "end" if end_s is None else f"{end_s:.6f}"
         content = f"{self.digest()} {audio_sha256} {start_s:.6f} {end}"
+        if distortion:
+            content += f" {distortion}"
         return hashlib.sha256(content.encode()).hexdigest()
 
 

@@ -178,7 +178,7 @@ def extract(
     memo = pathlib.Path(cache_dir) / HASHES_FILE
     hashes, unreadable = hashing.hash_files((u.audio_path for u in utterances), memo, num_workers)
     keys = {
-        u.utterance_id: spec.key(hashes[u.audio_path], u.start_s, u.end_s)
+        u.utterance_id: spec.key(hashes[u.audio_path], u.start_s, u.end_s, u.distortion)
         for u in utterances
         if u.audio_path in hashes
     }

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax.data import audio
+from tiny_align_jax.data import audio, distortion
 from tiny_align_jax.features import cache
 from tiny_align_jax.types import SAMPLE_RATE_HZ, Array, AudioError, PyTree, Utterance
 
@@ -74,6 +74,7 @@ class Decoder:
             utterance.end_s,
             max_s=max(window_s, audio.MAX_UTTERANCE_S),
         )
+        waveform_S = distortion.apply(utterance.distortion, waveform_S)
         full_samples = len(waveform_S)
         if full_samples > self.window_samples and not self.truncate:
             raise too_long(utterance, full_samples, self.window_samples)
