@@ -1,13 +1,15 @@
 """What every experiment does before its work: flags, environment, paths and errors, in one place.
 
 The library reads no environment; these are the only variables, and the log shows them:
-    TINY_ALIGN_DATA   folder of corpora (default of every dataset's root)
-    TINY_ALIGN_CACHE  folder of weights and features (default ~/.cache/tiny_align)
+    TINY_ALIGN_DATA            folder of corpora (default of every dataset's root)
+    TINY_ALIGN_CACHE           folder of weights, features and programs (default ~/.cache/tiny_align)
+    JAX_COMPILATION_CACHE_DIR  folder of compiled programs alone; XLA_FLAGS: the compiler's options
 """
 
 import json
 import logging as std_logging
 import os
+import pkgutil
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from ml_collections import ConfigDict
 
 from tiny_align_jax.types import TinyAlignError
 
+_NO_TRITON_GEMM = "--xla_gpu_enable_triton_gemm=false"
 VOICE = "piper-en-us-joe-medium"  # the asset that speaks where a config names no voice
 
 CACHE_DIR = flags.DEFINE_string(
@@ -34,6 +37,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         if len(argv) > 1:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
         logging.set_verbosity(logging.INFO)
+        _set_up_jax()
         # Orbax and JAX tell their every step at INFO; a reader of a training log wants ours.
         std_logging.getLogger("absl").addFilter(_ours_or_warning)
         try:
@@ -44,6 +48,32 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             sys.exit(2)
 
     app.run(guarded)
+
+
+def _set_up_jax() -> None:
+    """Keeps compiled programs on disk, and sets compiler options; what the user set stays.
+
+    In the environment, so that processes started from here inherit it; a config file may have imported JAX
+    already, which reads its variables only then.
+    """
+    settings = {
+        "jax_compilation_cache_dir": str(Path(CACHE_DIR.value) / "programs"),
+        # A run compiles dozens of small programs beside its step: together they cost as much again.
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_compilation_cache_max_size": 2 * 10**9,  # bytes; the oldest programs go first
+    }
+    for option, value in settings.items():
+        if os.environ.setdefault(option.upper(), str(value)) == str(value) and "jax" in sys.modules:
+            sys.modules["jax"].config.update(option, value)
+    has_gpu_plugin = any(module.name.startswith("jax_cuda") for module in pkgutil.iter_modules())
+    if has_gpu_plugin and "triton_gemm" not in os.environ.get("XLA_FLAGS", ""):
+        # Tuning Triton products took 7 CPU minutes of a start and gained a step nothing (so762, H200).
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_NO_TRITON_GEMM}".strip()
+    logging.info(
+        "compiled programs are kept in %s; XLA_FLAGS=%r",
+        os.environ["JAX_COMPILATION_CACHE_DIR"],
+        os.environ.get("XLA_FLAGS", ""),
+    )
 
 
 def _ours_or_warning(record: std_logging.LogRecord) -> bool:

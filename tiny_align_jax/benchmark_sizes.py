@@ -1,4 +1,4 @@
-"""Shapes that benchmarks run at: no JAX here, so that baselines in other frameworks read the same table.
+"""Shapes that benchmarks run at, as plain data: baselines in other frameworks read the same table.
 
 A size names an LLM (as Hugging Face's config.json would), an encoder's frames and the projectors of the
 three kinds of training step. Weights are random: speed does not depend on them.
@@ -182,7 +182,9 @@ SIZES = {
         encoder=MINIATURE_ENCODER,
         window_s=1.0,
         encoder_batch=2,
-        embedlink=StepShape(2, 32, 4, _MINIATURE | {"stack": 1, "pooling": "adaptive"}),
+        embedlink=StepShape(
+            2, 32, 4, _MINIATURE | {"stack": 1, "pooling": "adaptive", "num_tokens": 8}
+        ),
         embedlink_ctc=StepShape(2, 64, 4, _MINIATURE),
         prefix_tokens=4,
         suffix_tokens=2,

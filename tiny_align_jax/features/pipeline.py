@@ -162,11 +162,11 @@ class BatchEncoder:
         inputs_B = np.stack([row.inputs for row in rows])
         num_samples_B = np.array([row.num_samples for row in rows], np.int32)
         if self._ready:
-            return _encode(self._encoder, self._layers, self._params, inputs_B, num_samples_B)
+            return encode(self._encoder, self._layers, self._params, inputs_B, num_samples_B)
         start_s = time.monotonic()
         params = self._params() if callable(self._params) else self._params
         self._params = jax.device_put(params)
-        frames = _encode(self._encoder, self._layers, self._params, inputs_B, num_samples_B)
+        frames = encode(self._encoder, self._layers, self._params, inputs_B, num_samples_B)
         self._ready, self.compile_s = True, time.monotonic() - start_s
         return frames
 
@@ -194,7 +194,7 @@ def batched(items: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(
+def encode(
     encoder: Any, layers: tuple[int, ...], params: PyTree, inputs_B: Array, num_samples_B: Array
 ) -> tuple[jax.Array, jax.Array]:
     """Frames [B, T, layers * E] in float16, and which of them are finite, [B, T]."""

@@ -1,0 +1,45 @@
+"""Measures speed and memory: training steps, generation, the encoder, start-up.
+
+    python -m experiments.benchmark --out=workdirs/benchmark [--cases=embedlink,decode] [--size=smollm2]
+
+Every case runs in a process of its own, so that a failure loses nothing else and peak memory is the case's.
+Weights and frames are random. Results: OUT/benchmark.json (grows case by case) and OUT/benchmark.md, a table with
+medians, the floor from counted work over ceilings measured on this machine, and what share of it was reached.
+"""
+
+from pathlib import Path
+
+from absl import flags
+
+from experiments import _main
+from tiny_align_jax import benchmark
+
+CASES = flags.DEFINE_list("cases", [], f"Some of: {', '.join(benchmark.CASES)}; default all.")
+SIZE = flags.DEFINE_string("size", "", "One size for all cases (default: each case's own).")
+OUT = flags.DEFINE_string("out", "workdirs/benchmark", "Folder of the results.")
+HERE = flags.DEFINE_bool("here", False, "Run the one case in this process; used internally.")
+
+
+def main(argv):
+    del argv
+    settings = benchmark.Settings(tuple(CASES.value), SIZE.value)
+    out = Path(OUT.value)
+    command = [
+        "-m",
+        "experiments.benchmark",
+        "--here",
+        "--cases={case}",
+        "--size={size}",
+        "--out={out}",
+        "--cache_dir={programs}",
+    ]
+    if HERE.value:
+        benchmark.run_here(settings, out, command)
+        return
+    rows = benchmark.run_all(settings, out, command, _main.CACHE_DIR.value)
+    print(benchmark.table(rows))
+    print(f"in {out}/benchmark.json and {out}/benchmark.md")
+
+
+if __name__ == "__main__":
+    _main.run(main)

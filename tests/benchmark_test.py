@@ -1,0 +1,65 @@
+"""Benchmarks: what is counted, that every case runs at miniature size, and that a failure loses nothing."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tiny_align_jax import benchmark, benchmark_startup, benchmark_timing
+from tiny_align_jax.types import ConfigError
+
+
+def test_counts_products_as_often_as_they_run():
+    a, b = np.ones((3, 4), np.float32), np.ones((4, 5), np.float32)
+    assert benchmark_timing.count_flops(jnp.matmul, a, b) == 2 * 3 * 4 * 5
+
+    def scanned(x):
+        return jax.lax.scan(lambda c, _: (c @ c, None), x, length=7)[0]
+
+    square = np.ones((4, 4), np.float32)
+    assert benchmark_timing.count_flops(scanned, square) == 7 * 2 * 4**3
+    grad = jax.grad(lambda x: jax.jit(jnp.matmul)(x, b).sum())
+    assert benchmark_timing.count_flops(grad, a) == 2 * 2 * 3 * 4 * 5  # forwards, and into `a`
+    images, kernel = np.ones((1, 8, 2)), np.ones((3, 2, 6))
+    convolve = lambda x, k: jax.lax.conv_general_dilated(  # noqa: E731
+        x, k, (1,), "SAME", dimension_numbers=("NWC", "WIO", "NWC")
+    )
+    assert benchmark_timing.count_flops(convolve, images, kernel) == 2 * 8 * 6 * (3 * 2)
+
+
+def test_counts_compilations_only_while_asked():
+    with benchmark_startup.Compilations() as counted:
+        jax.jit(lambda x: x * 3.25 + 1)(np.float32(1)).block_until_ready()
+    assert counted.count == 1
+    jax.jit(lambda x: x * 4.25 + 1)(np.float32(1)).block_until_ready()
+    assert counted.count == 1
+
+
+def test_a_failed_case_loses_nothing(tmp_path):
+    script = (
+        "import json, pathlib, sys\ncase, size, out = sys.argv[1:]\n"
+        "facts = dict(accelerator=False, copy_bytes_per_s=1e9, float32_flops_per_s=1e9)\n"
+        "row = dict(case=case, size=size, variant='', framework='jax', seconds=0.5, low_s=0.4, high_s=0.6,"
+        " repeats=3, flops=2e8, num_bytes=1e8, dtype='float32', facts=facts)\n"
+        "assert case != 'decode'\n"
+        "path = pathlib.Path(out, 'rows', f'{case}.{size}.json')\n"
+        "path.parent.mkdir(parents=True, exist_ok=True)\n"
+        "path.write_text(json.dumps([row]))\n"
+    )
+    command = ["-c", script, "{case}", "{size}", "{out}"]
+    settings = benchmark.Settings(("embedlink", "decode", "encoder"), "tiny")
+    rows = benchmark.run_all(settings, tmp_path, command, "")
+    assert [row["case"] for row in rows] == ["ceilings", "embedlink", "decode", "encoder"]
+    kept = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
+    assert kept == rows and "error" in kept[2] and kept[3]["seconds"] == 0.5
+    table = (tmp_path / "benchmark.md").read_text()
+    assert "failed" in table and "| 500 ms | 400 ms - 600 ms | 200 ms | 40 |" in table
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(ConfigError, match="nonsense"):
+        benchmark.Settings(("nonsense",))
+    with pytest.raises(ConfigError, match="smollm2"):
+        benchmark.Settings((), "nonsense")
