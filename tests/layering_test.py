@@ -16,6 +16,7 @@ LEAVES = {
     "objectives",
     "llms",
     "metrics",
+    "ngram",
     "weights",
     "beam",
     "ctc",
