@@ -176,7 +176,7 @@ class Aligner:
         """Input embeddings of spoken text as it stands in a prompt, float32 [tokens, D]."""
         spoken = vocabulary.spoken_form(text)
         ids = self.tokenizer.encode(" " + spoken) if spoken else []
-        return self._require_llm().embed(ids)
+        return self.require_llm().embed(ids)
 
     def responder(
         self, prompt: prompts.Config | None = None, settings: decode.Config | None = None
@@ -188,9 +188,9 @@ class Aligner:
         """
         chosen = prompt or registry.make_config(prompts, self.config.get("prompt", {}))
         built = prompts.build(chosen, self.tokenizer)
-        return Responder(self._require_llm(), self.tokenizer, built, settings or decode.Config())
+        return Responder(self.require_llm(), self.tokenizer, built, settings or decode.Config())
 
-    def _require_llm(self) -> Llm:
+    def require_llm(self) -> Llm:
         if self.llm is None:
             raise ConfigError("this aligner was loaded without the LLM; load it with need_llm=True")
         return self.llm

@@ -85,7 +85,7 @@ class State:
 def read_prefix(model: LanguageModel, params: PyTree, ids_P: Array) -> PyTree:
     """KV cache of one row that holds the tokens `ids_P`."""
     num_tokens = ids_P.shape[0]
-    # Two slots at least: `_widen` takes an axis of length one for the batch.
+    # Two slots at least: `widen` takes an axis of length one for the batch.
     cache = model.init_cache(1, max(num_tokens, 2))
     positions, mask = jnp.arange(num_tokens)[None], jnp.ones((1, num_tokens), bool)
     last = jnp.full((1,), num_tokens - 1)
@@ -121,7 +121,7 @@ def read_tail(
     past = 0 if prefix is None else prefix.num_tokens
     cache = model.init_cache(batch, past + length + sampling.max_new_tokens)
     if prefix is not None:
-        cache = _widen(prefix.cache, cache)
+        cache = widen(prefix.cache, cache)
     positions_BR = past + jnp.maximum(jnp.cumsum(mask_BR, axis=1) - 1, 0)
     last_B = jnp.full((batch,), length - 1)
     logits_BV, cache = model.apply(params, tail_BRD, positions_BR, mask_BR, cache, last_B)
@@ -206,7 +206,7 @@ def truncate(logits_BV: Array, top_k: int, top_p: float) -> Array:
     return logits_BV
 
 
-def _widen(one_row: PyTree, empty: PyTree) -> PyTree:
+def widen(one_row: PyTree, empty: PyTree) -> PyTree:
     """A one-row cache copied to every row of a longer, empty one.
 
     Axes need no names: an axis of length one is repeated, a shorter one fills the first slots.

@@ -97,14 +97,16 @@ def _counts(texts: Sequence[Sequence[int]], order: int) -> dict[_Context, collec
         whole = (_START, *(int(r) for r in text), END)
         for n in range(1, order + 1):
             grams.update(whole[i : i + n] for i in range(len(whole) - n + 1))
-    before = collections.Counter(gram[1:] for gram in grams if len(gram) > 1)
+    before: collections.Counter[_Context] = collections.Counter(
+        gram[1:] for gram in grams if len(gram) > 1
+    )
     counts: dict[_Context, collections.Counter[int]] = {}
     for gram, count in grams.items():
-        *context, row = gram
+        context, row = gram[:-1], gram[-1]
         if row == _START:
             continue
-        by_use = len(gram) == order or context[:1] == [_START]
-        followers = counts.setdefault(tuple(context), collections.Counter())
+        by_use = len(gram) == order or context[:1] == (_START,)
+        followers = counts.setdefault(context, collections.Counter())
         followers[row] = count if by_use else before[gram]
     return counts
 

@@ -1,0 +1,350 @@
+"""From frames to text with help: beam search, n-grams, the frozen LLM, several projectors.
+
+    greedy    the best row at every audio token (`Aligner.hear`); no reader is needed.
+    beam      prefix beam search with the n-gram model; no LLM.
+    rescore   the same, then the LLM judges the best whole texts.
+    fusion    the LLM has its say while the prefixes grow, then judges the best whole texts.
+
+A text's score is CTC's log-probability + llm_weight x the LLM's + ngram_weight x the n-gram model's +
+row_bonus x its rows. Weights are tuned on validation speakers (`reading_tune`) and kept in the workdir's
+reading.json. Everything a language model is shown or counts is training text.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from tiny_align_jax import beam, language, ngram, registry
+from tiny_align_jax.aligner import Aligner, Ear
+from tiny_align_jax.candidates import Candidate, choose, ranked
+from tiny_align_jax.data import batching
+from tiny_align_jax.data.vocabulary import spoken_form
+from tiny_align_jax.train import setup
+from tiny_align_jax.types import Array, ConfigError, DataError, Frozen, PyTree
+
+METHODS = ("greedy", "beam", "rescore", "fusion")
+FILE = "reading.json"
+_BATCH = 16  # utterances heard at a time: [batch, tokens, rows] log-probabilities
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How to read; the defaults are a start for tuning, not a result.
+
+    Attributes:
+        method: one of METHODS.
+        width, top_rows, margin: of the beam, see `beam.Config`.
+        num_best: texts that are judged as a whole.
+        llm_weight, ngram_weight, row_bonus: of the score.
+        ngram_order: longest n-gram.
+        ngram_texts: further sentences for the n-gram model, a file of one a line; never test text.
+        context: training sentences that the LLM sees before a text.
+        seed: of the draw of those sentences.
+        consensus: 0 takes the best text; above, the text with the fewest expected word errors against
+            all others, whose probabilities are their scores times this (minimum Bayes risk).
+        members: workdirs of further projectors, whose probabilities are averaged with the aligner's.
+    """
+
+    method: str = "rescore"
+    width: int = 16
+    top_rows: int = 24
+    margin: float = 12.0
+    num_best: int = 16
+    llm_weight: float = 0.4
+    ngram_weight: float = 0.2
+    row_bonus: float = 1.0
+    ngram_order: int = 3
+    ngram_texts: str = ""
+    context: int = 24
+    seed: int = 0
+    consensus: float = 0.0
+    members: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        problems = []
+        if self.method not in METHODS:
+            problems.append(f"method={self.method!r}; expected one of {', '.join(METHODS)}")
+        for name in ("llm_weight", "ngram_weight", "consensus", "context"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name}={getattr(self, name)}; expected 0 or more")
+        if self.num_best < 1:
+            problems.append(f"num_best={self.num_best}; expected 1 or more")
+        if problems:
+            raise ConfigError("reading: " + "; ".join(problems))
+
+    @property
+    def needs_llm(self) -> bool:
+        """Whether the LLM must be loaded."""
+        return self.method in ("rescore", "fusion")
+
+
+class Reader:
+    """An aligner that reads with help.
+
+    Attributes:
+        config: how.
+        seconds: spent so far on 'hear', 'search' and 'judge', compilation included.
+    """
+
+    def __init__(
+        self,
+        aligner: Aligner,
+        config: Config,
+        texts: Sequence[str] = (),
+        members: Sequence[Aligner] = (),
+    ):
+        """Counts n-grams and shows the LLM its context.
+
+        Args:
+            aligner: hears, with the LLM loaded if the method needs it.
+            config: how to read.
+            texts: training transcripts.
+            members: the aligners of `config.members`.
+
+        Raises:
+            ConfigError: an objective without probabilities, members of other rows or another encoder,
+                no texts where they are needed, or an LLM that is needed and was not loaded.
+        """
+        if config.method == "greedy":
+            raise ConfigError("greedy reading needs no reader; use `Aligner.hear`")
+        _check_members(aligner, members)
+        if not texts and (config.ngram_weight or (config.needs_llm and config.context)):
+            raise ConfigError(
+                "training transcripts are needed for n-grams and for the LLM's context; give them, or "
+                "set ngram_weight and context to 0"
+            )
+        self.config = config
+        self.seconds: dict[str, float] = dict.fromkeys(("hear", "search", "judge"), 0.0)
+        self._aligner, self._aligners = aligner, (aligner, *members)
+        self._ngram = self._ngram_score = self._judge = None
+        if config.ngram_weight:
+            self._ngram = _count(aligner, config, texts)
+            self._ngram_score = language.ngram_score(self._ngram)
+        if config.needs_llm:
+            sentences = draw_context(texts, config.context, config.seed)
+            self._judge = language.LlmJudge(aligner.require_llm(), aligner.tokenizer, sentences)
+
+    def read(
+        self, frames: Sequence[np.ndarray], on_done: Callable[[int], object] | None = None
+    ) -> list[str]:
+        """The text of every utterance, '' where nothing was said.
+
+        Args:
+            frames: encoder frames, one [T_i, E] array an utterance.
+            on_done: called with the number of utterances searched since the last call.
+        """
+        return [choose(found, self.config) for found in self.candidates(frames, on_done)]
+
+    def candidates(
+        self, frames: Sequence[np.ndarray], on_done: Callable[[int], object] | None = None
+    ) -> list[list[Candidate]]:
+        """Texts of every utterance with what each judge says, best first."""
+        heard = self._timed("hear", lambda: self.emissions(frames))
+        score = self._fused_score()
+        hypotheses = self._timed(
+            "search", lambda: beam.search(heard, self._beam_config(), score, on_done=on_done)
+        )
+        found = [self._merge(h) for h in hypotheses]
+        if self._judge:
+            found = self._timed("judge", lambda: self._judged(found))
+        return [ranked(candidates, self.config) for candidates in found]
+
+    def emissions(self, frames: Sequence[np.ndarray]) -> list[beam.Emissions]:
+        """Pruned probabilities of every utterance, averaged over the members."""
+        num_frames = np.array([len(f) for f in frames], np.int32)
+        none = [np.zeros(1, np.int32)] * len(frames)
+        ids = [str(i) for i in range(len(frames))]
+        data = batching.make_examples(ids, num_frames.tolist(), none, lambda i: frames[i])
+        buckets = batching.bucket_lengths(num_frames, 3)
+        found: dict[int, beam.Emissions] = {}
+        size = min(_BATCH, len(frames))
+        for group in batching.one_epoch(data, size, buckets):
+            index_B, weight_B = group.index_KB[0], group.weight_KB[0]
+            batch = batching.gather(data, index_B, weight_B, group.max_frames)
+            outputs = jax.device_get(self._hear(batch.features_BTE, batch.num_frames_B))
+            for row in np.flatnonzero(weight_B):
+                rows_AK, log_probs_AK, blank_A, mask_A = (x[row] for x in outputs)
+                n = int(mask_A.sum())
+                found[int(index_B[row])] = beam.Emissions(
+                    rows_AK[:n], log_probs_AK[:n], blank_A[:n]
+                )
+        return [found[i] for i in range(len(frames))]
+
+    def _hear(self, features_BTE: Array, num_frames_B: Array) -> tuple[Array, ...]:
+        heard = [
+            _log_probs(a.ear, a.params, a.frozen, features_BTE, num_frames_B)
+            for a in self._aligners
+        ]
+        return _top([log_probs for log_probs, _ in heard], heard[0][1], self.config.top_rows)
+
+    def _beam_config(self) -> beam.Config:
+        c = self.config
+        return beam.Config(
+            width=max(c.width, c.num_best),
+            top_rows=c.top_rows,
+            margin=c.margin,
+            row_bonus=c.row_bonus,
+        )
+
+    def _fused_score(self) -> beam.Score | None:
+        c, opinions = self.config, []
+        if self._ngram_score:
+            opinions.append((c.ngram_weight, self._ngram_score))
+        if c.method == "fusion" and self._judge:
+            opinions.append((c.llm_weight, self._judge.score(self._aligner.vocabulary)))
+        return language.mix(opinions)
+
+    def _merge(self, hypotheses: Sequence[beam.Hypothesis]) -> list[Candidate]:
+        """The best texts; rows that spell the same text are one."""
+        found: dict[str, Candidate] = {}
+        for h in hypotheses:
+            text = self._aligner.vocabulary.decode(h.rows)
+            if text in found:
+                total = float(np.logaddexp(found[text].ctc, h.log_prob))
+                found[text] = dataclasses.replace(found[text], ctc=total)
+            elif len(found) < self.config.num_best:
+                said = self._ngram.log_prob(h.rows) if self._ngram else 0.0
+                found[text] = Candidate(text, len(h.rows), h.log_prob, said)
+        return list(found.values())
+
+    def _judged(self, found: Sequence[Sequence[Candidate]]) -> list[list[Candidate]]:
+        """All texts of all utterances through the LLM, each once."""
+        assert self._judge
+        texts = list(dict.fromkeys(c.text for candidates in found for c in candidates))
+        said = dict(zip(texts, self._judge.log_probs(texts).tolist(), strict=True))
+        return [[dataclasses.replace(c, llm=said[c.text]) for c in cs] for cs in found]
+
+    def _timed(self, stage: str, work: Callable[[], Any]) -> Any:
+        start_s = time.monotonic()
+        result = work()
+        self.seconds[stage] += time.monotonic() - start_s
+        return result
+
+
+@functools.partial(jax.jit, static_argnames=("ear",))
+def _log_probs(
+    ear: Ear, params: PyTree, frozen: Frozen, features_BTE: Array, num_frames_B: Array
+) -> tuple[Array, Array]:
+    mask_BT = jnp.arange(features_BTE.shape[1])[None] < num_frames_B[:, None]
+    variables = {"params": params["projector"]}
+    heard: Any = ear.projector.apply(variables, features_BTE, mask_BT)
+    audio_BAD, audio_mask_BA = heard
+    log_probs = ear.objective.log_probs(
+        ear.objective_config, params["objective"], audio_BAD, frozen
+    )
+    return log_probs, audio_mask_BA
+
+
+@functools.partial(jax.jit, static_argnames=("count",))
+def _top(
+    members: Sequence[Array], audio_mask_BA: Array, count: int
+) -> tuple[Array, Array, Array, Array]:
+    """The likeliest rows under the members' mean probability.
+
+    The mean is arithmetic: members place the same token an audio token apart, and a product would
+    take it from both places.
+    """
+    log_probs_BAV = jax.nn.logsumexp(jnp.stack(members), axis=0) - jnp.log(len(members))
+    # Row 0 ends a text; it is never spoken.
+    spoken = log_probs_BAV[..., 1:-1]
+    values, rows = jax.lax.top_k(spoken, min(count, spoken.shape[-1]))
+    return rows + 1, values, log_probs_BAV[..., -1], audio_mask_BA
+
+
+def draw_context(texts: Sequence[str], count: int, seed: int) -> list[str]:
+    """Training sentences for the LLM to see, in spoken form, without repeats."""
+    spoken = sorted({spoken_form(t) for t in texts} - {""})
+    drawn = np.random.default_rng(seed).permutation(len(spoken))[:count]
+    return [spoken[i] for i in drawn]
+
+
+def transcripts(aligner: Aligner) -> list[str]:
+    """The transcripts that the aligner was trained on, from its corpus."""
+    return [u.text for u in setup.read_split(aligner.config).train]
+
+
+def load_config(workdir: str | os.PathLike, method: str) -> Config:
+    """Tuned settings of a method from the workdir's reading.json; the defaults, with a warning, if none.
+
+    Raises:
+        ConfigError: unknown method, or a file that is damaged or has unknown keys.
+    """
+    path = Path(workdir) / FILE
+    saved: Mapping[str, Any] = {}
+    if path.is_file():
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))["methods"].get(method, {})
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f"{path} is damaged ({error}); run experiments.tune_reading"
+            ) from error
+    if not saved and method != "greedy":
+        logging.warning(
+            "%s has no tuned weights for %r, the defaults are used; run experiments.tune_reading",
+            path,
+            method,
+        )
+    return registry.make_config(sys.modules[__name__], {**saved, "method": method})
+
+
+def load(aligner: Aligner, cache_dir: str | os.PathLike, config: Config) -> Reader:
+    """A reader with its members and training transcripts.
+
+    Raises:
+        CheckpointError: a member that is no trained workdir.
+        ConfigError, DataError: as `Reader`; of the corpus.
+    """
+    members = [Aligner.load(m, cache_dir, need_llm=False) for m in config.members]
+    needs_text = config.ngram_weight or (config.needs_llm and config.context)
+    return Reader(aligner, config, transcripts(aligner) if needs_text else (), members)
+
+
+def _count(aligner: Aligner, config: Config, texts: Sequence[str]) -> ngram.Ngram:
+    """N-grams of the transcripts and of the further sentences; those that no rows spell are left out."""
+    further = []
+    if config.ngram_texts:
+        try:
+            further = Path(config.ngram_texts).read_text(encoding="utf-8").splitlines()
+        except OSError as error:
+            raise ConfigError(
+                f"ngram_texts={config.ngram_texts!r} cannot be read: {error}"
+            ) from error
+    rows, left_out = [], 0
+    for text in [*texts, *further]:
+        try:
+            rows.append(aligner.vocabulary.encode(text).tolist())
+        except DataError:
+            left_out += 1
+    if left_out:
+        logging.warning(
+            "%d of %d sentences left out of the n-grams", left_out, len(texts) + len(further)
+        )
+    return ngram.build(rows, len(aligner.vocabulary), config.ngram_order)
+
+
+def _check_members(aligner: Aligner, members: Sequence[Aligner]) -> None:
+    problems = []
+    for a in (aligner, *members):
+        if not hasattr(a.ear.objective, "log_probs"):
+            problems.append(
+                f"objective {a.card['objective']['name']} gives no probabilities of rows"
+            )
+    for i, member in enumerate(members):
+        if not np.array_equal(member.vocabulary.row_ids, aligner.vocabulary.row_ids):
+            problems.append(f"member {i} reads other table rows: train it on the same transcripts")
+        for key in ("fingerprint", "layers", "window_s"):
+            if member.card["encoder"][key] != aligner.card["encoder"][key]:
+                problems.append(f"member {i} has another encoder {key}")
+    if problems:
+        raise ConfigError("reading: " + "; ".join(problems))
