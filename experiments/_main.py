@@ -6,6 +6,7 @@ The library reads no environment; these are the only variables, and the log show
     JAX_COMPILATION_CACHE_DIR  folder of compiled programs alone; XLA_FLAGS: the compiler's options
 """
 
+import dataclasses
 import json
 import logging as std_logging
 import os
@@ -103,6 +104,17 @@ def data_root(name: str) -> str:
     """Default root of a corpus: its folder under TINY_ALIGN_DATA, or ''."""
     root = os.environ.get("TINY_ALIGN_DATA", "")
     return str(Path(root) / name) if root else ""
+
+
+def with_local_data(aligner: Any) -> Any:
+    """The corpus's root on this machine, if the one of the training run is not here."""
+    name = aligner.config["dataset"]["name"]
+    section = aligner.config["dataset"].get(name, {})
+    here = data_root(name)
+    if not here or "root" not in section or (section["root"] and Path(section["root"]).is_dir()):
+        return aligner
+    dataset = {**aligner.config["dataset"], name: {**section, "root": here}}
+    return dataclasses.replace(aligner, config={**aligner.config, "dataset": dataset})
 
 
 def log_to_file(path: Path) -> None:

@@ -10,9 +10,7 @@ predictions.jsonl, report.md and wer_by_group.png to the workdir; evaluations th
 set under the defaults get names of their own, such as metrics.validation.partial.json.
 """
 
-import dataclasses
 import os
-from pathlib import Path
 
 from absl import flags
 
@@ -51,7 +49,7 @@ def main(argv):
     cache_dir = _main.CACHE_DIR.value
     aligner = Aligner.load(_WORKDIR.value, cache_dir, need_llm=config.use_llm)
     evaluation = evaluate.evaluate(
-        _with_local_data(aligner),
+        _main.with_local_data(aligner),
         cache_dir,
         config,
         decode.Config(max_new_tokens=_MAX_NEW_TOKENS.value),
@@ -61,17 +59,6 @@ def main(argv):
     paths = evaluate.write(evaluation, out) | evaluation_report.write(evaluation, out)
     print(evaluation_report.summary(evaluation.metrics))
     print("wrote " + ", ".join(os.fspath(path) for path in paths.values()))
-
-
-def _with_local_data(aligner):
-    """The corpus's root on this machine, if the one of the training run is not here."""
-    name = aligner.config["dataset"]["name"]
-    section = aligner.config["dataset"].get(name, {})
-    here = _main.data_root(name)
-    if not here or "root" not in section or (section["root"] and Path(section["root"]).is_dir()):
-        return aligner
-    dataset = {**aligner.config["dataset"], name: {**section, "root": here}}
-    return dataclasses.replace(aligner, config={**aligner.config, "dataset": dataset})
 
 
 if __name__ == "__main__":

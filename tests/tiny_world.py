@@ -205,6 +205,6 @@ def _params(card, table, rows):
     features, mask = jnp.zeros((1, 8, card["encoder"]["dim"])), jnp.ones((1, 8), bool)
     frozen = Frozen(table_VD=table, row_ids_V=rows.row_ids)
     return {
-        "projector": projector.init(jax.random.key(0), features, mask)["params"],
+        "projector": jax.jit(projector.init)(jax.random.key(0), features, mask)["params"],
         "objective": objective.init(objective_config, jax.random.key(1), frozen),
     }

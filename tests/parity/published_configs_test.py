@@ -14,9 +14,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.parity import published_encoders_test, published_llms_test  # noqa: E402
-from tiny_align_jax import registry  # noqa: E402
-from tiny_align_jax.weights import loading  # noqa: E402
+from tests.parity import published_encoders_test, published_llms_test
+from tiny_align_jax import registry
+from tiny_align_jax.weights import loading
 
 pytestmark = pytest.mark.parity
 TUNED = re.compile(r"(-Instruct|-it|-instruct|-chat|-Chat)(-v[\d.]+)?$")

@@ -169,9 +169,16 @@ def read_split(config: Mapping[str, Any]) -> splits.Split:
 
 
 def features(
-    config: Mapping[str, Any], cache_dir: str, utterances: Sequence[Utterance], progress: bool
+    config: Mapping[str, Any],
+    cache_dir: str,
+    utterances: Sequence[Utterance],
+    progress: bool,
+    features_dir: str = "",
 ):
-    """Cached frames of the utterances, the extraction's report, and the encoder's card."""
+    """Cached frames of the utterances, the extraction's report, and the encoder's card.
+
+    They lie in `features_dir`, by default beside the weights in `cache_dir`.
+    """
     section = config["encoder"]
     folder = assets.resolve(section["asset"], cache_dir)
     module, module_config = loading.encoder_config(folder)
@@ -183,7 +190,7 @@ def features(
         lambda: loading.load_encoder(folder, dtype).params,
         folder.fingerprint,
         window_s=section["window_s"],
-        cache_dir=f"{cache_dir}/features",
+        cache_dir=features_dir or f"{cache_dir}/features",
         layers=tuple(section["layers"]),
         batch_size=config["features"]["batch_size"],
         dtype=dtype,
