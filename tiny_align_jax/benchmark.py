@@ -130,10 +130,7 @@ def _case(case: str, settings: Settings, command: Sequence[str]) -> Callable:
         line = [
             part.replace("{case}", "first_step").replace("{size}", size_name) for part in command
         ]
-        read = lambda out: [
-            benchmark_timing.Row(**r) for r in read_rows(out, "first_step", size_name)
-        ]
-        return benchmark_startup.startup(line, size_name, read)
+        return benchmark_startup.startup(line, size_name, read_rows)
 
     def corpus(size, size_name):
         return benchmark_features.corpus(size, size_name, settings.utterances)

@@ -32,12 +32,12 @@ class Compilations:
     def __exit__(self, *unused) -> None:
         self._open = False  # JAX offers no public way to take one listener back
 
-    def _on_duration(self, name: str, seconds: float, **unused) -> None:
-        if self._open and name == _COMPILED:
-            self.count, self.seconds = self.count + 1, self.seconds + seconds
+    def _on_duration(self, event: str, duration_secs: float, **unused) -> None:
+        if self._open and event == _COMPILED:
+            self.count, self.seconds = self.count + 1, self.seconds + duration_secs
 
-    def _on_event(self, name: str, **unused) -> None:
-        self.hits += int(self._open and name == _CACHE_HIT)
+    def _on_event(self, event: str, **unused) -> None:
+        self.hits += int(self._open and event == _CACHE_HIT)
 
 
 def first_step(size: Size, size_name: str) -> list[Row]:
@@ -68,7 +68,7 @@ def startup(command: list[str], size_name: str, read_rows) -> list[Row]:
     Args:
         command: arguments of Python that run case `first_step` and write its rows to `{out}`.
         size_name: of the rows.
-        read_rows: folder -> rows written there.
+        read_rows: (folder, case, size) -> rows written there.
     """
     rows = []
     with tempfile.TemporaryDirectory(prefix="tiny_align_jax_programs_") as folder:
@@ -78,6 +78,6 @@ def startup(command: list[str], size_name: str, read_rows) -> list[Row]:
             # By `env`: this process's own folder of programs would be inherited.
             own = f"JAX_COMPILATION_CACHE_DIR={folder}"
             subprocess.run(["env", own, sys.executable, *line], check=True)
-            row = read_rows(out)[0]
-            rows.append(Row("startup", size_name, variant, row.seconds, facts=row.facts))
+            found = read_rows(out, "first_step", size_name)[0]
+            rows.append(Row("startup", size_name, variant, found["seconds"], facts=found["facts"]))
     return rows

@@ -123,7 +123,7 @@ def _frozen(size: Size, num_rows: int, llm: Any, dtype: Any) -> Frozen:
     ids = np.arange(size.prefix_tokens + size.suffix_tokens, dtype=np.int32) + 5
     return dataclasses.replace(
         frozen,
-        llm=random_llm(*llm, dtype),
+        llm=random_llm(llm[0], llm[1], dtype),
         prefix_ids_P=jnp.asarray(ids[: size.prefix_tokens]),
         suffix_ids_P=jnp.asarray(ids[size.prefix_tokens :]),
         slot_ids_V=frozen.row_ids_V,
@@ -171,7 +171,7 @@ def run(case: str, size_name: str, variant: str, problem: Problem, table_bytes: 
     weight_KB = jnp.ones(index_KB.shape, jnp.float32)
     args = (problem.frozen, problem.corpus, index_KB, weight_KB, steps)
     make_steps = step_lib.make_resident_steps(problem.spec)
-    facts = {"state_mb": tree_bytes(problem.state) / 1e6}
+    facts: dict[str, Any] = {"state_mb": tree_bytes(problem.state) / 1e6}
     trained = sum(x.size for x in jax.tree.leaves(problem.state.trainable))
     batch_bytes = tree_bytes(problem.batch())
     flops = count_flops(

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.extend import core
 
 from tiny_align_jax.benchmark_sizes import Size
 from tiny_align_jax.types import PyTree
@@ -147,6 +148,6 @@ def _equation_flops(eqn) -> float:
 def _jaxprs(value: Any) -> list:
     if isinstance(value, list | tuple):
         return [j for item in value for j in _jaxprs(item)]
-    if isinstance(value, jax.extend.core.ClosedJaxpr):
+    if isinstance(value, core.ClosedJaxpr):
         return [value.jaxpr]
-    return [value] if isinstance(value, jax.extend.core.Jaxpr) else []
+    return [value] if isinstance(value, core.Jaxpr) else []
