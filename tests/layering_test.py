@@ -31,7 +31,7 @@ LAYERS = (
     {"registry"},
     LEAVES,
     {"features", "decode_loop", "scoring"},
-    {"decode"},
+    {"decode", "decode_steered"},
     {"responder"},
     {"aligner", "train"},
 )
