@@ -35,9 +35,10 @@ _SMALL = {
 }
 # Values of switches that change the number of tokens or what a token sees.
 _SWITCHES = {
-    "pooling": ("none", "adaptive", "stride", "attention"),
+    "pooling": ("none", "adaptive", "window", "stride", "attention"),
     "positions": ("none", "sinusoidal", "learned", "rotary"),
     "window": (3,),
+    "firing": ("rate",),
 }
 
 

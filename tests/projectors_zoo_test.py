@@ -31,6 +31,14 @@ TINY = {
         "stack": 2,
     },
     "bridgeformer": {"dim": 8, "num_heads": 2, "mlp_dim": 16, "num_layers": 2, "stack": 2},
+    "cif": {
+        "dim": 8,
+        "num_heads": 2,
+        "mlp_dim": 16,
+        "num_layers": 2,
+        "stack": 2,
+        "num_tokens": 4,
+    },
 }
 CASES = [(name, {}) for name in TINY]
 CASES += [("linear", {"pooling": "adaptive"}), ("conv", {"pooling": "stride"})]
@@ -103,6 +111,34 @@ def test_learned_order(name):
     a = projector.apply(variables, features, mask)[0]
     b = projector.apply(variables, swapped, mask)[0]
     assert np.abs(a - b).max() > 1e-3
+
+
+def test_integrate_and_fire_shares_a_frame_between_two_tokens():
+    """Weights 0.7, 0.6, 0.9, 0.3: tokens fire at 1 and 2; the third is half full."""
+    cif = registry.resolve("projectors", "cif")
+    frames = np.array([[[1.0, 0], [0, 1.0], [2.0, 0], [0, 4.0]]], np.float32)
+    weights = np.array([[0.7, 0.6, 0.9, 0.3]], np.float32)
+    empty = np.array([10.0, 20.0], np.float32)
+    fired = cif.fire(frames, weights, empty, 4)
+    expected = [[0.7, 0.3], [0.7 * 2, 0.3], [0.2 * 2, 0.3 * 4], [0, 0]]
+    missing = np.array([[0], [0], [0.5], [1]]) * empty
+    np.testing.assert_allclose(fired[0], expected + missing, rtol=1e-5)
+
+
+def test_spans_of_a_window_are_stretches_of_time():
+    """Longer speech fills more places and leaves the first ones as they were, but for what is heard later."""
+    bridge = registry.resolve("projectors", "bridgeformer")
+    values = {"pooling": "window", "num_tokens": 5, "pool_stride": 3, "stack": 2}
+    config = registry.make_config(bridge, TINY["bridgeformer"] | values)
+    x = np.arange(8, dtype=np.float32)[None, :, None] * np.ones(8, np.float32)
+    mask = np.arange(8)[None] < np.array([[7], [2]])
+    empty = np.full(8, -1, np.float32)
+    spans = bridge._window_average(np.repeat(x, 2, 0), mask, config, empty)[..., 0]
+    np.testing.assert_allclose(spans, [[1, 4, 6, -1, -1], [0.5, -1, -1, -1, -1]])
+    few = dataclasses.replace(config, num_tokens=2)  # what lies behind the last span is not read
+    np.testing.assert_allclose(
+        bridge._window_average(x, mask[:1], few, empty)[0, :, 0], spans[0, :2]
+    )
 
 
 def test_windows_do_not_see_each_other():

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from tiny_align_jax.projectors import _blocks
 from tiny_align_jax.types import Array
 
+POOLINGS = ("none", "adaptive", "window", "stride", "attention")
 WIDTHS = ("dim", "mlp_dim")  # Config keys that `matching.match_params` scales together
 
 
@@ -33,10 +34,12 @@ class Config:
         mlp_dim: hidden width of the feed-forward blocks and of the output MLP.
         stack: neighbouring encoder frames joined into one token before the input MLP.
         pooling: 'none' (frame rate), 'adaptive' (average over `num_tokens` equal spans of the valid
-            frames), 'stride' (average over `pool_stride` tokens) or 'attention' (`num_tokens`
-            learned queries).
-        num_tokens: output length of 'adaptive' and 'attention' pooling (the casted token size T).
-        pool_stride: span of 'stride' pooling.
+            frames), 'window' (`num_tokens` spans of `pool_stride` tokens each: equal spans of a fixed
+            window as Whisper pads to one, so that a span is a stretch of time and those behind the
+            speech are empty; what lies behind the last span is not read), 'stride' (average over
+            `pool_stride` tokens) or 'attention' (`num_tokens` learned queries).
+        num_tokens: output length of 'adaptive', 'window' and 'attention' (the casted token size T).
+        pool_stride: span of 'stride' and 'window' pooling.
         positions: 'none' (the paper), 'sinusoidal', 'learned' or 'rotary'.
         max_positions: longest input of 'learned' positions, in tokens.
         dropout: rate on attention and feed-forward outputs and on the input.
@@ -55,14 +58,14 @@ class Config:
     dropout: float = 0.2
 
     def __post_init__(self):
-        _blocks.require_choice("pooling", self.pooling, ("none", "adaptive", "stride", "attention"))
+        _blocks.require_choice("pooling", self.pooling, POOLINGS)
         _blocks.require_choice("positions", self.positions, _blocks.POSITIONS)
         _blocks.require_divides("num_heads", self.num_heads, "dim", self.dim)
 
 
 def num_audio_tokens(config: Config, num_frames: int) -> int:
     """Audio tokens that `num_frames` encoder frames become."""
-    if config.pooling in ("adaptive", "attention"):
+    if config.pooling in ("adaptive", "window", "attention"):
         return config.num_tokens
     tokens = -(-num_frames // config.stack)
     return -(-tokens // config.pool_stride) if config.pooling == "stride" else tokens
@@ -125,12 +128,24 @@ class Projector(nn.Module):
             return _blocks.adaptive_average(x, mask_BA, c.num_tokens), _all_valid(x, c.num_tokens)
         if c.pooling == "stride":
             return _blocks.stride_average(x, mask_BA, c.pool_stride)
+        if c.pooling == "window":
+            empty = self.param("empty", nn.initializers.normal(1.0), (c.dim,))
+            return _window_average(x, mask_BA, c, empty), _all_valid(x, c.num_tokens)
         if c.pooling == "attention":
             pooled = _blocks.AttentionPool(
                 c.num_tokens, c.num_heads, dtype=self.dtype, name="pool"
             )(x, mask_BA)
             return pooled, _all_valid(x, c.num_tokens)
         return x, mask_BA
+
+
+def _window_average(x: Array, mask_BA: Array, config: Config, empty: Array) -> Array:
+    """Averages over the first `num_tokens` spans of `pool_stride` tokens; `empty` where none is valid."""
+    spans, filled = _blocks.stride_average(x, mask_BA, config.pool_stride)
+    spans = jnp.where(filled[..., None], spans, empty.astype(x.dtype))[:, : config.num_tokens]
+    missing = config.num_tokens - spans.shape[1]
+    behind = jnp.broadcast_to(empty.astype(x.dtype), (x.shape[0], missing, config.dim))
+    return jnp.concatenate([spans, behind], axis=1)
 
 
 def _all_valid(x: Array, num_tokens: int) -> Array:
