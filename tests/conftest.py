@@ -36,6 +36,20 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         shutil.rmtree(own, ignore_errors=True)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _quick_to_compile(request):
+    """CTC's recursion rolled up, but in its own tests: compiling eight steps takes 2 s a program, running
+    a tiny one nothing."""
+    if request.module.__name__.endswith("ctc_test"):
+        yield
+        return
+    from tiny_align_jax import ctc  # imports JAX: after its settings are made
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ctc, "UNROLL", 1)
+        yield
+
+
 @pytest.fixture(scope="session")
 def data_root() -> pathlib.Path:
     """Folder of real corpora; its tests are marked `data`."""

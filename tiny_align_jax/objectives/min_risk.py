@@ -91,9 +91,7 @@ def loss(
     return risk_B + config.ctc_weight * ctc_B, metrics
 
 
-def _draw(
-    config: Config, audio_BAD: Array, logs_BAV: Array, mask_BA: Array
-) -> tuple[Array, Array]:
+def _draw(config: Config, audio_BAD: Array, logs_BAV: Array, mask_BA: Array) -> tuple[Array, Array]:
     """Readings [B, K, A] in table rows, packed to the front, and their lengths [B, K].
 
     A row's draws depend on its own tokens alone, so that company and padding change nothing; the bits of
@@ -143,14 +141,14 @@ def _log_likelihoods(
     rows_BKS = jnp.concatenate([rows_BKS, targets_BS[:, None]], axis=1)
     count_BK = jnp.concatenate([count_BK, jnp.asarray(batch.num_targets_B)[:, None]], axis=1)
     rows_BKS = jnp.where(jnp.arange(length) < count_BK[..., None], rows_BKS, 0)
-    label_BKAS = jax.vmap(lambda logs, rows: jnp.take(logs, rows, axis=1))(logs_BAV, rows_BKS)
-    shape = label_BKAS.shape[:1] + rows_BKS.shape[1:2]
+    label_BAKS = jax.vmap(lambda logs, rows: jnp.take(logs, rows, axis=1))(logs_BAV, rows_BKS)
+    shape = label_BAKS.shape[:1] + rows_BKS.shape[1:2]
     blank_BKA = jnp.broadcast_to(logs_BAV[:, None, :, -1], (*shape, logs_BAV.shape[1]))
     repeat_BKS = jnp.pad(rows_BKS[..., 1:] == rows_BKS[..., :-1], ((0, 0), (0, 0), (1, 0)))
     tokens_BK = jnp.broadcast_to(jnp.maximum(mask_BA.sum(-1), 1)[:, None], shape)
     parts = (
         blank_BKA,
-        jnp.moveaxis(label_BKAS, 1, 2),
+        jnp.moveaxis(label_BAKS, 1, 2),
         repeat_BKS,
         tokens_BK.astype(jnp.int32),
         count_BK,
