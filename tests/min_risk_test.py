@@ -31,7 +31,7 @@ def test_edit_distance_counts_as_jiwer_does():
     found = _edits.edit_distance(padded(said), counts[0], padded(meant), counts[1])
     for distance, hypothesis, reference in zip(found, said, meant, strict=True):
         texts = [" ".join(f"w{i}" for i in row) for row in (reference, hypothesis)]
-        made = jiwer.process_words(*texts)
+        made = jiwer.process_words(texts[0], texts[1])
         assert distance == made.substitutions + made.deletions + made.insertions
 
 
