@@ -3,6 +3,7 @@
     python -m experiments.evaluate --workdir=workdirs/so762
     python -m experiments.evaluate --workdir=workdirs/so762 --use_llm=false --split=validation
     python -m experiments.evaluate --workdir=workdirs/so762 --snap=soft --limit=100
+    python -m experiments.evaluate --workdir=workdirs/so762 --reading=rescore
 
 Prints corpus WER, CER and ROUGE under two normalisers with bootstrap intervals, a row an age band and
 sex, and the oracle (the true text's embeddings through the same prompt). Writes metrics.json,
@@ -33,6 +34,13 @@ _SNAP = flags.DEFINE_enum(
 _USE_LLM = flags.DEFINE_bool(
     "use_llm", True, "Ask the LLM, too; without it only the reading counts."
 )
+_READING = flags.DEFINE_enum(
+    "reading",
+    "greedy",
+    ["greedy", "beam", "rescore", "fusion"],
+    "Beside the greedy reading, read with help: a beam search with n-grams, the LLM judging its best "
+    "texts, or the LLM within the search. Weights: experiments.tune_reading.",
+)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest answer, in tokens.")
 _OUT = flags.DEFINE_string("out", None, "Where to write; default: the workdir.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
@@ -40,19 +48,23 @@ _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 
 def main(argv):
     del argv
-    from tiny_align_jax import decode, evaluate, evaluation_report  # import JAX: after --help
+    # They import JAX: after --help.
+    from tiny_align_jax import decode, evaluate, evaluation_report, reading, reading_config
     from tiny_align_jax.aligner import Aligner
 
     config = evaluate.Config(
         split=_SPLIT.value, limit=_LIMIT.value, snap=_SNAP.value, use_llm=_USE_LLM.value
     )
     cache_dir = _main.CACHE_DIR.value
-    aligner = Aligner.load(_WORKDIR.value, cache_dir, need_llm=config.use_llm)
+    how = reading_config.load_config(_WORKDIR.value, _READING.value)
+    aligner = Aligner.load(_WORKDIR.value, cache_dir, need_llm=config.use_llm or how.needs_llm)
+    aligner = _main.with_local_data(aligner)
     evaluation = evaluate.evaluate(
-        _main.with_local_data(aligner),
+        aligner,
         cache_dir,
         config,
         decode.Config(max_new_tokens=_MAX_NEW_TOKENS.value),
+        reader=reading.load(aligner, cache_dir, how),
         progress=_PROGRESS.value,
     )
     out = _OUT.value or _WORKDIR.value

@@ -25,6 +25,9 @@ _INSTRUCTION = flags.DEFINE_string("instruction", None, "What to do with what is
 _SNAP = flags.DEFINE_enum(
     "snap", "retokenize", ["retokenize", "nearest", "soft", "none"], "As in experiments.evaluate."
 )
+_READING = flags.DEFINE_enum(
+    "reading", "greedy", ["greedy", "beam", "rescore", "fusion"], "As in experiments.evaluate."
+)
 _USE_LLM = flags.DEFINE_bool("use_llm", True, "False: only print what was heard.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest answer, in tokens.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy; above, sample.")
@@ -36,7 +39,8 @@ _WARM = flags.DEFINE_bool("warm", False, "Run once before the run that is timed 
 
 def main(argv):
     del argv
-    from tiny_align_jax import decode, transcribe  # import JAX: after --help
+    # They import JAX: after --help.
+    from tiny_align_jax import decode, reading, reading_config, transcribe
     from tiny_align_jax.aligner import Aligner
     from tiny_align_jax.data import prompts
 
@@ -48,7 +52,10 @@ def main(argv):
     )
     prompt = None if _INSTRUCTION.value is None else prompts.from_instruction(_INSTRUCTION.value)
     aligner = Aligner.load(_WORKDIR.value, _main.CACHE_DIR.value, need_llm=_USE_LLM.value)
-    transcriber = transcribe.Transcriber(aligner, prompt, settings, _SNAP.value)
+    aligner = _main.with_local_data(aligner)
+    how = reading_config.load_config(_WORKDIR.value, _READING.value)
+    reader = reading.load(aligner, _main.CACHE_DIR.value, how)
+    transcriber = transcribe.Transcriber(aligner, prompt, settings, _SNAP.value, reader)
     if _WARM.value:
         transcriber(_AUDIO.value)
     if _JSON.value:

@@ -7,7 +7,14 @@ import numpy as np
 import pytest
 
 from tests import tiny_world
-from tiny_align_jax import decode, evaluate, evaluation_report, scoring
+from tiny_align_jax import (
+    decode,
+    evaluate,
+    evaluation_report,
+    reading,
+    reading_config,
+    scoring,
+)
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.metrics import wer
 from tiny_align_jax.types import ConfigError, DataError, Utterance
@@ -134,6 +141,24 @@ def test_other_snaps_reach_the_llm(world, loaded, whole, snap):
     assert other.systems["heard"] == whole.systems["heard"]
     assert other.systems["oracle"] == whole.systems["oracle"]
     assert evaluate.file_tag(other.metrics) == f".{snap}"
+
+
+def test_a_reading_with_help_stands_beside_the_greedy_one(world, loaded, whole):
+    how = reading_config.Config(method="rescore", num_best=4, context=1, ngram_weight=0.0)
+    reader = reading.Reader(loaded, how, tiny_world.SENTENCES)
+    found = evaluate.evaluate(loaded, world.cache_dir, None, SHORT, QUICK, reader)
+    assert list(found.systems) == ["heard", "fused", "answer", "oracle"]
+    assert found.systems["heard"] == whole.systems["heard"]
+    assert found.systems["fused"] != whole.systems["heard"]
+    responder = loaded.responder(settings=SHORT)
+    asked = responder.answer([loaded.embed_text(t) for t in found.systems["fused"]])
+    assert [a.text for a in asked] == found.systems["answer"]
+    about = found.metrics["reading"]
+    assert about["method"] == "rescore" and about["seconds_per_utterance"] > 0
+    differences = found.metrics["normalizers"]["lower"]["differences"]
+    assert {"fused - heard", "answer - fused", "answer - heard"} == set(differences)
+    assert evaluate.file_tag(found.metrics) == ".rescore"
+    assert "read with help" in evaluation_report.summary(found.metrics)
 
 
 def test_an_empty_split_is_named(loaded):

@@ -7,15 +7,24 @@ import numpy as np
 import pytest
 
 from tests import tiny_world
-from tiny_align_jax import candidates, reading
+from tiny_align_jax import candidates, language, reading, reading_config
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.candidates import Candidate
 from tiny_align_jax.types import ConfigError
 
-PLAIN = reading.Config(
+PLAIN = reading_config.Config(
     method="beam", num_best=5, width=8, llm_weight=0, ngram_weight=0, row_bonus=0, context=2
 )
 WITH_LLM = dataclasses.replace(PLAIN, method="rescore", llm_weight=0.5)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_programs():
+    """One padded shape instead of many: what differs is only how long tests compile."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(language, "_LENGTHS", (32,))
+        patch.setattr(language, "_BATCH_SIZES", {"cpu": (32,), "accelerator": (32,)})
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +41,7 @@ def loaded(world):
 def frames(loaded):
     rng = np.random.default_rng(0)
     width = loaded.card["encoder"]["dim"]
-    return [rng.normal(size=(n, width)).astype(np.float32) for n in (30, 12, 31)]
+    return [rng.normal(size=(n, width)).astype(np.float32) for n in (30, 17, 31)]
 
 
 @pytest.fixture(scope="module")
@@ -117,28 +126,33 @@ def test_context_is_drawn_by_seed_without_repeats():
 
 
 def test_settings_come_from_the_workdir(tmp_path):
-    assert reading.load_config(tmp_path, "rescore") == reading.Config(method="rescore")
+    assert reading_config.load_config(tmp_path, "rescore") == reading_config.Config(
+        method="rescore"
+    )
     saved = {"methods": {"rescore": {"llm_weight": 0.7, "members": ["other"]}}}
-    (tmp_path / reading.FILE).write_text(json.dumps(saved))
-    found = reading.load_config(tmp_path, "rescore")
+    (tmp_path / reading_config.FILE).write_text(json.dumps(saved))
+    found = reading_config.load_config(tmp_path, "rescore")
     assert (found.llm_weight, found.members) == (0.7, ("other",))
-    assert reading.load_config(tmp_path, "beam").llm_weight == reading.Config().llm_weight
-    (tmp_path / reading.FILE).write_text('{"methods": {"beam": {"wdith": 3}}}')
+    assert (
+        reading_config.load_config(tmp_path, "beam").llm_weight
+        == reading_config.Config().llm_weight
+    )
+    (tmp_path / reading_config.FILE).write_text('{"methods": {"beam": {"wdith": 3}}}')
     with pytest.raises(ConfigError, match="wdith"):
-        reading.load_config(tmp_path, "beam")
-    (tmp_path / reading.FILE).write_text("{")
+        reading_config.load_config(tmp_path, "beam")
+    (tmp_path / reading_config.FILE).write_text("{")
     with pytest.raises(ConfigError, match="damaged"):
-        reading.load_config(tmp_path, "beam")
+        reading_config.load_config(tmp_path, "beam")
 
 
 def test_what_cannot_work_is_refused(loaded):
     with pytest.raises(ConfigError, match="needs no reader"):
-        reading.Reader(loaded, reading.Config(method="greedy"))
+        reading.Reader(loaded, reading_config.Config(method="greedy"))
     with pytest.raises(ConfigError, match="transcripts are needed"):
         reading.Reader(loaded, WITH_LLM)
     deaf = dataclasses.replace(loaded, llm=None)
     with pytest.raises(ConfigError, match="without the LLM"):
         reading.Reader(deaf, WITH_LLM, tiny_world.SENTENCES)
     with pytest.raises(ConfigError) as error:
-        reading.Config(method="best", llm_weight=-1, num_best=0)
+        reading_config.Config(method="best", llm_weight=-1, num_best=0)
     assert all(w in str(error.value) for w in ("method='best'", "llm_weight=-1", "num_best=0"))

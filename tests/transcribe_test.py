@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from tests import tiny_world
-from tiny_align_jax import decode, evaluate, scoring, transcribe
+from tiny_align_jax import decode, evaluate, reading, reading_config, scoring, transcribe
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data import prompts
 from tiny_align_jax.types import AudioError, ConfigError
@@ -79,6 +79,18 @@ def test_an_own_instruction(world, loaded, transcriber):
     ours = asked(world.audio / "s1_0.wav")
     assert ours.heard == transcriber(world.audio / "s1_0.wav").heard
     assert ours.answer != transcriber(world.audio / "s1_0.wav").answer
+
+
+def test_a_reader_reads_and_the_llm_answers_its_text(world, loaded, transcriber):
+    how = reading_config.Config(method="beam", ngram_weight=0.0, row_bonus=-5.0)
+    reader = reading.Reader(loaded, how)
+    read = transcribe.Transcriber(loaded, settings=SHORT, reader=reader)(world.audio / "s1_1.wav")
+    plain = transcriber(world.audio / "s1_1.wav")
+    assert len(read.heard) < len(plain.heard)  # every row costs 5 nats
+    (asked,) = loaded.responder(settings=SHORT).answer([loaded.embed_text(read.heard)])
+    assert read.answer == asked.text
+    with pytest.raises(ConfigError, match="'soft'"):
+        transcribe.Transcriber(loaded, snap="soft", reader=reader)
 
 
 def test_unknown_snap_is_refused_at_once(loaded):

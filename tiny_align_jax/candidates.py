@@ -2,23 +2,11 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-
-class Weights(Protocol):
-    """The part of a reading's config that chooses."""
-
-    @property
-    def llm_weight(self) -> float: ...
-    @property
-    def ngram_weight(self) -> float: ...
-    @property
-    def row_bonus(self) -> float: ...
-    @property
-    def consensus(self) -> float: ...
+from tiny_align_jax.reading_config import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,22 +20,22 @@ class Candidate:
     llm: float = 0.0
 
 
-def ranked(candidates: Sequence[Candidate], weights: Weights) -> list[Candidate]:
+def ranked(candidates: Sequence[Candidate], config: Config) -> list[Candidate]:
     """Candidates by score, best first."""
-    return sorted(candidates, key=lambda c: -score(c, weights))
+    return sorted(candidates, key=lambda c: -score(c, config))
 
 
-def score(candidate: Candidate, weights: Weights) -> float:
+def score(candidate: Candidate, config: Config) -> float:
     """What a candidate is ranked by."""
-    judged = weights.llm_weight * candidate.llm + weights.ngram_weight * candidate.ngram
-    return candidate.ctc + judged + weights.row_bonus * candidate.num_rows
+    judged = config.llm_weight * candidate.llm + config.ngram_weight * candidate.ngram
+    return candidate.ctc + judged + config.row_bonus * candidate.num_rows
 
 
-def choose(candidates: Sequence[Candidate], weights: Weights) -> str:
+def choose(candidates: Sequence[Candidate], config: Config) -> str:
     """The text to report: the best, or the one that most of the others agree with."""
-    if not weights.consensus or len(candidates) < 2:
+    if not config.consensus or len(candidates) < 2:
         return candidates[0].text
-    scores = weights.consensus * np.array([score(c, weights) for c in candidates])
+    scores = config.consensus * np.array([score(c, config) for c in candidates])
     probs = np.exp(scores - np.logaddexp.reduce(scores))
     words = [c.text.split() for c in candidates]
     errors = [

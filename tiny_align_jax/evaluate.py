@@ -16,14 +16,14 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from tiny_align_jax import decode, scoring
+from tiny_align_jax import decode, reading, scoring
 from tiny_align_jax.aligner import SNAPS, Aligner
 from tiny_align_jax.data import batching
 from tiny_align_jax.responder import Answer
 from tiny_align_jax.train import setup
 from tiny_align_jax.types import ConfigError, DataError, Utterance
 
-HEARD, ANSWER, ORACLE = "heard", "answer", "oracle"
+HEARD, FUSED, ANSWER, ORACLE = "heard", "fused", "answer", "oracle"
 SPLITS = ("test", "validation", "train")
 
 
@@ -70,7 +70,7 @@ class Evaluation:
 
     Attributes:
         utterances: what was scored, in order.
-        systems: texts by system ('heard', 'answer', 'oracle'), in that order.
+        systems: texts by system ('heard', 'fused' with a reader, 'answer', 'oracle'), in that order.
         stopped: False where the LLM's answer was cut at the length limit; empty without the LLM.
         metrics: contents of metrics.json.
     """
@@ -87,6 +87,7 @@ def evaluate(
     config: Config | None = None,
     settings: decode.Config | None = None,
     scoring_config: scoring.Config | None = None,
+    reader: reading.Reader | None = None,
     *,
     progress: bool = False,
 ) -> Evaluation:
@@ -98,6 +99,8 @@ def evaluate(
         config: what to evaluate.
         settings: how the LLM generates.
         scoring_config: metrics, normalisers and intervals.
+        reader: reads with help beside the greedy reading; its texts are system 'fused', and what the
+            LLM is asked about if the snap mode is 'retokenize'.
         progress: show progress bars on standard error.
 
     Raises:
@@ -105,16 +108,21 @@ def evaluate(
         TinyAlignError: of the corpus or the features.
     """
     config, scoring_config = config or Config(), scoring_config or scoring.Config()
-    wanted, partial = choose(aligner.config, config)
-    cache, report, _ = setup.features(aligner.config, os.fspath(cache_dir), wanted, progress)
-    utterances = tuple(u for u in wanted if u.utterance_id in report.keys)
-    if not utterances:
-        raise DataError(f"split {config.split!r} has no usable utterance; all were skipped by name")
-    frames = [cache.frames(report.keys[u.utterance_id]) for u in utterances]
+    utterances, frames, skipped, partial = frames_of(aligner, cache_dir, config, progress=progress)
     start_s = time.monotonic()
     heard, vectors = hear_all(aligner, frames, config, progress=progress)
     seconds = {"hear": round(time.monotonic() - start_s, 2)}
     systems: dict[str, Sequence[str]] = {HEARD: heard}
+    pairs, about_reading = [], {"method": "greedy"}
+    if reader:
+        start_s = time.monotonic()
+        with tqdm.tqdm(total=len(frames), desc=FUSED, disable=not progress) as bar:
+            systems[FUSED] = reader.read(frames, on_done=bar.update)
+        seconds[FUSED] = round(time.monotonic() - start_s, 2)
+        about_reading = reader.about(frames)
+        pairs.append((FUSED, HEARD))
+        if config.use_llm and config.snap == "retokenize":
+            vectors = [aligner.embed_text(text) for text in systems[FUSED]]
     stopped: tuple[bool, ...] = ()
     prompt_text = None
     if config.use_llm:
@@ -128,19 +136,38 @@ def evaluate(
             systems[name] = [a.text for a in answers]
             if name == ANSWER:
                 stopped = tuple(a.stopped for a in answers)
-    pairs = [(ANSWER, HEARD)] if config.use_llm else []
+    if config.use_llm:
+        pairs += [(ANSWER, system) for system in (FUSED, HEARD) if system in systems]
     metrics = {
         **_about(aligner, config, partial, prompt_text),
         "num_utterances": len(utterances),
         "num_speakers": len({u.speaker_id for u in utterances}),
-        "skipped": {name: str(why) for name, why in report.skipped.items()},
+        "skipped": skipped,
         "num_answers_cut": stopped.count(False),
         "intervals": dataclasses.asdict(scoring_config),
         "normalizers": scoring.score(scoring_config, utterances, systems, pairs),
+        "reading": about_reading,
         "seconds": seconds,
         "versions": setup.versions(),
     }
     return Evaluation(utterances, systems, stopped, metrics)
+
+
+def frames_of(
+    aligner: Aligner, cache_dir: str | os.PathLike, config: Config, *, progress: bool = False
+) -> tuple[tuple[Utterance, ...], list[np.ndarray], dict[str, str], bool]:
+    """What `config` chooses: utterances, their frames, those left out by name, whether it is a part.
+
+    Raises:
+        DataError: the split has no usable utterance.
+    """
+    wanted, partial = choose(aligner.config, config)
+    cache, report, _ = setup.features(aligner.config, os.fspath(cache_dir), wanted, progress)
+    usable = tuple(u for u in wanted if u.utterance_id in report.keys)
+    if not usable:
+        raise DataError(f"split {config.split!r} has no usable utterance; all were skipped by name")
+    frames = [cache.frames(report.keys[u.utterance_id]) for u in usable]
+    return usable, frames, {name: str(why) for name, why in report.skipped.items()}, partial
 
 
 def choose(run: Mapping[str, Any], config: Config) -> tuple[list[Utterance], bool]:
@@ -228,6 +255,7 @@ def file_tag(metrics: Mapping[str, Any]) -> str:
     """'' for the whole test set under the defaults, else e.g. '.validation.soft.partial'."""
     default = Config()
     parts = [metrics[name] for name in ("split", "snap") if metrics[name] != getattr(default, name)]
+    parts += [metrics["reading"]["method"]] if metrics["reading"]["method"] != "greedy" else []
     parts += ["no_llm"] if not metrics["use_llm"] else []
     parts += ["partial"] if metrics["partial"] else []
     return "".join(f".{part}" for part in parts)

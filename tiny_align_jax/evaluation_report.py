@@ -16,6 +16,7 @@ from tiny_align_jax.metrics import _bootstrap
 
 _LABELS = {
     evaluate.HEARD: "heard (no LLM)",
+    evaluate.FUSED: "read with help",
     evaluate.ANSWER: "LLM's answer",
     evaluate.ORACLE: "oracle (true text)",
 }
@@ -129,7 +130,8 @@ def _headline(metrics: Mapping[str, Any]) -> str:
     return (
         f"{part}{metrics['dataset']} {metrics['split']}, {metrics['num_utterances']} utterances of "
         f"{metrics['num_speakers']} speakers; {metrics['encoder']} + {metrics['projector']} "
-        f"({metrics['objective']}, step {metrics['step']}) + {metrics['llm']}, snap {metrics['snap']}"
+        f"({metrics['objective']}, step {metrics['step']}) + {metrics['llm']}, snap {metrics['snap']}, "
+        f"reading {metrics['reading']['method']}"
     )
 
 

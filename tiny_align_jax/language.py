@@ -23,7 +23,10 @@ from tiny_align_jax.responder import Llm
 from tiny_align_jax.types import Array, ConfigError, PyTree
 
 _LINE = "-"
+# Padded lengths and batch sizes; each pair that occurs compiles once. A batch holds a copy of the
+# context's keys and values a row, which is why a CPU with little memory gets small ones.
 _LENGTHS = (8, 16, 32, 64, 128, 256)
+_BATCH_SIZES = {"cpu": (8, 32), "accelerator": (8, 32, 256)}
 
 
 class LlmJudge:
@@ -42,8 +45,7 @@ class LlmJudge:
             llm: the LLM.
             words: its tokenizer.
             sentences: training sentences to stand before a text, in spoken form.
-            batch_sizes: padded batch sizes; the last is the largest. Default: 8 and 32, on an
-                accelerator also 256.
+            batch_sizes: padded batch sizes, the last is the largest; None for the device's default.
 
         Raises:
             ConfigError: sentences with control tokens of the LLM in them.
@@ -59,8 +61,8 @@ class LlmJudge:
             decode_loop.read_prefix(llm.model, llm.params, ids[:-1]), len(ids) - 1
         )
         self._last_id, self._end_id = ids[-1], np.int32(words.encode("\n")[0])
-        on_cpu = jax.default_backend() == "cpu"
-        self._batch_sizes = tuple(batch_sizes or ((8, 32) if on_cpu else (8, 32, 256)))
+        kind = "cpu" if jax.default_backend() == "cpu" else "accelerator"
+        self._batch_sizes = tuple(batch_sizes or _BATCH_SIZES[kind])
 
     def log_probs(self, texts: Sequence[str]) -> np.ndarray:
         """Log-probability of every text with its end, float32[N]."""

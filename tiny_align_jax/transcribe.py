@@ -12,11 +12,11 @@ from collections.abc import Callable
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import decode
+from tiny_align_jax import decode, reading
 from tiny_align_jax.aligner import Aligner, Hearing, check_snap
 from tiny_align_jax.data import batching, prompts
 from tiny_align_jax.features import extract, pipeline
-from tiny_align_jax.types import SAMPLE_RATE_HZ, AudioError, Utterance
+from tiny_align_jax.types import SAMPLE_RATE_HZ, AudioError, ConfigError, Utterance
 from tiny_align_jax.weights import loading
 
 
@@ -25,7 +25,7 @@ class Transcript:
     """What became of one recording.
 
     Attributes:
-        heard: the projector's reading, without the LLM; '' if nothing was heard.
+        heard: the reading, without the LLM unless a reader asks it; '' if nothing was heard.
         answer: the LLM's answer; None if it was not loaded.
         audio_s: length of the recording, seconds.
         seconds: wall time from opening the file until it was 'encoded', 'heard', the answer's
@@ -47,15 +47,19 @@ class Transcriber:
         prompt: prompts.Config | None = None,
         settings: decode.Config | None = None,
         snap: str = "retokenize",
+        reader: reading.Reader | None = None,
     ):
-        """Args: the aligner; prompt and generation (default: the run's own); how to snap.
+        """Args: the aligner; prompt and generation (default: the run's own); how to snap; who reads.
 
         Raises:
-            ConfigError: an unknown snap mode, or a prompt that the LLM cannot take.
+            ConfigError: an unknown snap mode, one that a reader's text cannot have, or a prompt that
+                the LLM cannot take.
             WeightsError: encoder weights that do not fit.
         """
         check_snap(snap)
-        self._aligner, self._snap = aligner, snap
+        if reader and snap != "retokenize":
+            raise ConfigError(f"snap={snap!r}: a reading with help is text, so 'retokenize' it")
+        self._aligner, self._snap, self._reader = aligner, snap, reader
         self._responder = aligner.responder(prompt, settings) if aligner.llm else None
         self._decoder, self._encoder = make_encoder(aligner)
 
@@ -82,14 +86,14 @@ class Transcriber:
 
         decoded, frames_TE = self._encode(os.fspath(audio_path))
         lap("encoded")
-        hearing = self._hear(frames_TE)
+        heard, vectors = self._read(frames_TE)
         lap("heard")
         if on_heard:
-            on_heard(hearing.texts[0])
+            on_heard(heard)
         answer = None
         if self._responder:
             pieces = []
-            for piece in self._responder.stream(self._aligner.snap(hearing, 0, self._snap)):
+            for piece in self._responder.stream(vectors):
                 if not pieces:
                     lap("first_token")
                 pieces.append(piece)
@@ -97,7 +101,7 @@ class Transcriber:
                     on_piece(piece)
             answer = "".join(pieces).strip()
         lap("done")
-        return Transcript(hearing.texts[0], answer, decoded.num_samples / SAMPLE_RATE_HZ, seconds)
+        return Transcript(heard, answer, decoded.num_samples / SAMPLE_RATE_HZ, seconds)
 
     def _encode(self, audio_path: str) -> tuple[pipeline.Decoded, np.ndarray]:
         recording = Utterance(audio_path, audio_path, text="", speaker_id="")
@@ -106,6 +110,15 @@ class Transcriber:
         if isinstance(frames, AudioError):
             raise AudioError(f"{audio_path}: {frames}")
         return decoded, frames
+
+    def _read(self, frames_TE: np.ndarray) -> tuple[str, np.ndarray]:
+        """The text, and what the LLM gets of it (nothing if it is not there)."""
+        llm, nothing = self._aligner.llm, np.zeros((0, 0), np.float32)
+        if self._reader:
+            text = self._reader.read([frames_TE])[0]
+            return text, self._aligner.embed_text(text) if llm else nothing
+        hearing = self._hear(frames_TE)
+        return hearing.texts[0], self._aligner.snap(hearing, 0, self._snap) if llm else nothing
 
     def _hear(self, frames_TE: np.ndarray) -> Hearing:
         # Padded to a few lengths, so that recordings share compiled programs.

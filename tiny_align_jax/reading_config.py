@@ -1,0 +1,102 @@
+"""How to read what a projector heard: methods, weights, and the workdir's reading.json.
+
+    greedy    the best row at every audio token (`Aligner.hear`); no reader is needed.
+    beam      prefix beam search with the n-gram model; no LLM.
+    rescore   the same, then the LLM judges the best whole texts.
+    fusion    the LLM has its say while the prefixes grow, then judges the best whole texts.
+
+A text's score is CTC's log-probability + llm_weight x the LLM's + ngram_weight x the n-gram model's +
+row_bonus x its rows. Weights are tuned on validation speakers (`reading_tune`) and kept in the workdir's
+reading.json.
+"""
+
+import dataclasses
+import json
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from tiny_align_jax import registry
+from tiny_align_jax.types import ConfigError
+
+METHODS = ("greedy", "beam", "rescore", "fusion")
+FILE = "reading.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How to read; the defaults are a start for tuning, not a result.
+
+    Attributes:
+        method: one of METHODS.
+        width, top_rows, margin: of the beam, see `beam.Config`.
+        num_best: texts that are judged as a whole.
+        llm_weight, ngram_weight, row_bonus: of the score.
+        ngram_order: longest n-gram.
+        ngram_texts: further sentences for the n-gram model, a file of one a line; never test text.
+        context: training sentences that the LLM sees before a text.
+        seed: of the draw of those sentences.
+        consensus: 0 takes the best text; above, the text with the fewest expected word errors against
+            all others, whose probabilities are their scores times this (minimum Bayes risk).
+        members: workdirs of further projectors, whose probabilities are averaged with the aligner's.
+    """
+
+    method: str = "rescore"
+    width: int = 16
+    top_rows: int = 24
+    margin: float = 12.0
+    num_best: int = 16
+    llm_weight: float = 0.4
+    ngram_weight: float = 0.2
+    row_bonus: float = 1.0
+    ngram_order: int = 3
+    ngram_texts: str = ""
+    context: int = 24
+    seed: int = 0
+    consensus: float = 0.0
+    members: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        problems = []
+        if self.method not in METHODS:
+            problems.append(f"method={self.method!r}; expected one of {', '.join(METHODS)}")
+        for name in ("llm_weight", "ngram_weight", "consensus", "context"):
+            if getattr(self, name) < 0:
+                problems.append(f"{name}={getattr(self, name)}; expected 0 or more")
+        if self.num_best < 1:
+            problems.append(f"num_best={self.num_best}; expected 1 or more")
+        if problems:
+            raise ConfigError("reading: " + "; ".join(problems))
+
+    @property
+    def needs_llm(self) -> bool:
+        """Whether the LLM must be loaded."""
+        return self.method in ("rescore", "fusion")
+
+
+def load_config(workdir: str | os.PathLike, method: str) -> Config:
+    """Tuned settings of a method from the workdir's reading.json; the defaults, with a warning, if none.
+
+    Raises:
+        ConfigError: unknown method, or a file that is damaged or has unknown keys.
+    """
+    path = Path(workdir) / FILE
+    saved: Mapping[str, Any] = {}
+    if path.is_file():
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))["methods"].get(method, {})
+        except (ValueError, KeyError, AttributeError) as error:
+            raise ConfigError(
+                f"{path} is damaged ({error}); run experiments.tune_reading"
+            ) from error
+    if not saved and method != "greedy":
+        logging.warning(
+            "%s has no tuned weights for %r, the defaults are used; run experiments.tune_reading",
+            path,
+            method,
+        )
+    return registry.make_config(sys.modules[__name__], {**saved, "method": method})
