@@ -55,9 +55,8 @@ def main(argv):
     heard, _ = evaluate.hear_all(aligner, frames, what)
     greedy = reading_tune.corpus_wer(config, utterances, heard)
     texts = reading.transcripts(aligner)
-    rows = reading_tune.tune(
-        aligner, frames, utterances, texts, config, members, on_row=lambda r: print(r, flush=True)
-    )
+    show = lambda row: print(reading_tune.line(row), flush=True)  # noqa: E731
+    rows = reading_tune.tune(aligner, frames, utterances, texts, config, members, show)
     about = {"num_utterances": len(utterances), "tuning": dataclasses.asdict(config)}
     path = Path(_WORKDIR.value) / reading_config.FILE
     path.write_text(json.dumps(reading_tune.report(rows, greedy, about), indent=1) + "\n")

@@ -172,13 +172,16 @@ def markdown(rows: Sequence[Row], greedy_wer: float) -> str:
         "|" + " --- |" * 10,
         f"| greedy | | | | | | {greedy_wer:.3f} | {greedy_wer:.3f} | | |",
     ]
-    for row in rows:
-        c = row.config
-        llm = (f"{c.context}", f"{c.llm_weight:g}") if c.needs_llm else ("", "")
-        cells = [c.method, *llm, f"{c.ngram_weight:g}", f"{c.row_bonus:g}", f"{c.consensus:g}"]
-        cells += [f"{x:.3f}" for x in (row.wer, row.held_out, row.best_of_n, row.seconds)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    return "\n".join([*lines, *(line(row) for row in rows)])
+
+
+def line(row: Row) -> str:
+    """One row of the table."""
+    c = row.config
+    llm = (f"{c.context}", f"{c.llm_weight:g}") if c.needs_llm else ("", "")
+    cells = [c.method, *llm, f"{c.ngram_weight:g}", f"{c.row_bonus:g}", f"{c.consensus:g}"]
+    cells += [f"{x:.3f}" for x in (row.wer, row.held_out, row.best_of_n, row.seconds)]
+    return "| " + " | ".join(cells) + " |"
 
 
 def _start(config: Config) -> reading_config.Config:
@@ -251,10 +254,9 @@ def _table(
 def _fit(config: Config, how: reading_config.Config, table: _Table, seconds: float) -> Row:
     """Weights with the fewest errors, then the best way to choose with them."""
     everyone = np.ones_like(table.half_U)
-    names: tuple[str, ...] = ("llm_weight", "ngram_weight", "row_bonus")
-    grid = [
-        dict(zip(names, values, strict=True))
-        for values in itertools.product(
+    grid: list[dict[str, float]] = [
+        {"llm_weight": llm, "ngram_weight": ngram, "row_bonus": bonus}
+        for llm, ngram, bonus in itertools.product(
             config.llm_weights if how.needs_llm else (0.0,),
             config.ngram_weights,
             config.row_bonuses,
