@@ -94,8 +94,8 @@ def test_every_leak_is_reported():
     )
     assert splits.leaks(leaky) == [
         "speaker s0 is in train and validation",
-        "audio t0.wav is in train and test",
-        "audio t0.wav is in train and test",
+        "audio t0.wav is in train, and in test as t0.wav",
+        "audio t0.wav is in train, and in test as t0.wav",
         "sentence 'test sentence 2' is in validation and test",
     ]
     with pytest.raises(DataError, match=r"4 leak\(s\) between splits:\n  speaker s0"):
@@ -129,3 +129,12 @@ def test_so762_is_the_split_that_results_are_named_after(data_root):
     assert len({u.speaker_id for u in split.test}) == 64
     assert len({u.speaker_id for u in split.validation}) == 12
     assert splits.leaks(split) == []
+
+
+def test_a_copy_of_a_test_recording_under_another_name_is_found():
+    train, test = (Utterance(n, f"{n}.wav", f"text {n}", n) for n in ("a", "b"))
+    split = splits.Split((train,), (), (test,))
+    assert not splits.leaks(split)
+    same, other = {"a.wav": "1", "b.wav": "1"}, {"a.wav": "1", "b.wav": "2"}
+    assert splits.leaks(split, digest_of=same) == ["audio a.wav is in train, and in test as b.wav"]
+    assert not splits.leaks(split, digest_of=other)

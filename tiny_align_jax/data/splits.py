@@ -5,7 +5,7 @@ cannot hide a leak.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -74,12 +74,28 @@ def held_out(
     )
 
 
-def leaks(split: Split, shared_speakers: bool = False) -> list[str]:
+def leaks(
+    split: Split, shared_speakers: bool = False, digest_of: Mapping[str, str] | None = None
+) -> list[str]:
     """What train or validation shares with test, one line each; empty when clean.
 
     Sentences and audio of the test set must occur nowhere else. Speakers must differ between train,
     validation and test, unless `shared_speakers` says that the task is one user's own voice.
+
+    Args:
+        split: to check.
+        shared_speakers: see above.
+        digest_of: hash of the audio files by path, so that a copy under another name is found; without
+            it, and for files it lacks, paths are compared.
     """
+    digests = digest_of or {}
+
+    def stretches(utterances: Sequence[Utterance]) -> dict[tuple, str]:
+        return {
+            (digests.get(u.audio_path, u.audio_path), u.start_s, u.end_s): u.audio_path
+            for u in utterances
+        }
+
     problems = []
     roles = {"train": split.train, "validation": split.validation, "test": split.test}
     pairs = (
@@ -94,15 +110,19 @@ def leaks(split: Split, shared_speakers: bool = False) -> list[str]:
         test_sentences = {spoken_form(u.text) for u in split.test}
         shared = {spoken_form(u.text) for u in roles[role]} & test_sentences
         problems += [f"sentence {s!r} is in {role} and test" for s in sorted(shared)]
-        test_audio = {(u.audio_path, u.start_s, u.end_s) for u in split.test}
-        same = {(u.audio_path, u.start_s, u.end_s) for u in roles[role]} & test_audio
-        problems += [f"audio {path} is in {role} and test" for path, *_ in sorted(same, key=str)]
+        mine, test_audio = stretches(roles[role]), stretches(split.test)
+        problems += [
+            f"audio {mine[key]} is in {role}, and in test as {test_audio[key]}"
+            for key in sorted(mine.keys() & test_audio.keys(), key=str)
+        ]
     return problems
 
 
-def refuse_leaks(split: Split, shared_speakers: bool = False) -> None:
+def refuse_leaks(
+    split: Split, shared_speakers: bool = False, digest_of: Mapping[str, str] | None = None
+) -> None:
     """Raises DataError listing every leak of `leaks`."""
-    problems = leaks(split, shared_speakers)
+    problems = leaks(split, shared_speakers, digest_of)
     if problems:
         shown = "\n  ".join(problems[:20])
         more = f"\n  and {len(problems) - 20} more" if len(problems) > 20 else ""

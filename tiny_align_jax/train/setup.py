@@ -5,6 +5,8 @@ Holds the encoder only while features are missing, and never the LLM unless the 
 
 import dataclasses
 import functools
+import os
+import pathlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +19,7 @@ from absl import logging
 import tiny_align_jax
 from tiny_align_jax import registry
 from tiny_align_jax.data import augment, batching, prompts, splits, tokenizer, vocabulary
-from tiny_align_jax.features import extract
+from tiny_align_jax.features import extract, hashing
 from tiny_align_jax.train import loop, optimizer, through_llm
 from tiny_align_jax.train.partition import partition
 from tiny_align_jax.train.step import StepSpec, TrainState, init_state
@@ -63,7 +65,7 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     optimizer_config = registry.make_config(optimizer, config["optimizer"])
     augment_config = registry.make_config(augment, config["augment"])
     split = read_split(config)
-    splits.refuse_leaks(split, config["split"]["shared_speakers"])
+    splits.refuse_leaks(split, config["split"]["shared_speakers"], audio_digests(split, cache_dir))
     llm_folder = assets.resolve(config["llm"]["asset"], cache_dir)
     words = tokenizer.load(llm_folder.path)
     rows = vocabulary.build(
@@ -166,6 +168,13 @@ def read_split(config: Mapping[str, Any]) -> splits.Split:
     keep = np.random.default_rng(section["seed"]).permutation(len(split.train))
     kept = sorted(keep[: max(1, round(fraction * len(split.train)))])
     return dataclasses.replace(split, train=tuple(split.train[i] for i in kept))
+
+
+def audio_digests(split: splits.Split, cache_dir: str) -> dict[str, str]:
+    """SHA-256 of every audio file of a split that can be read; kept in the feature cache's memo."""
+    everything = (*split.train, *split.validation, *split.test)
+    memo = pathlib.Path(cache_dir) / "features" / extract.HASHES_FILE
+    return hashing.hash_files((u.audio_path for u in everything), memo, os.cpu_count() or 1)[0]
 
 
 def features(
