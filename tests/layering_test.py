@@ -21,6 +21,7 @@ LEAVES = {
     "beam",
     "ctc",
     "matching",
+    "accents",
     "synthesize",
     "testing",
 }
@@ -39,6 +40,10 @@ TOP = len(LAYERS)
 # What a leaf may import besides `types` and itself, and why.
 EXCEPTIONS = {
     ("objectives", "ctc"): "the arithmetic that objectives with a learned alignment share",
+    (
+        "synthesize",
+        "accents",
+    ): "what a speaker's accent does to phonemes, for voices that take them",
     ("datasets", "synthesize"): "the synthetic corpus is spoken by it, and by nothing else",
     ("weights", "registry"): "a folder's config.json names the family that reads it",
 }

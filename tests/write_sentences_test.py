@@ -64,6 +64,13 @@ def test_the_same_seed_writes_the_same_and_another_does_not(llm, wanted, written
     assert _write(llm, wanted, seed=1)[0] != written[0]
 
 
+def test_more_drafts_leave_fewer_requests_without_a_sentence(llm, wanted):
+    _, report = _write(llm, wanted, max_words=2, chunk=2)
+    more_chunks, more = _write(llm, wanted, max_words=2, chunk=2, drafts=6)
+    assert report.kept <= more.kept == sum(map(len, more_chunks))
+    assert more.kept + sum(more.dropped.values()) == 2 * len(wanted)
+
+
 def test_sentences_of_validation_and_test_are_dropped_and_counted(llm, wanted, written):
     held_out = [text.upper() + "." for text in itertools.chain(*written[0])]
     chunks, report = _write(llm, wanted, held_out)

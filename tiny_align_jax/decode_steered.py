@@ -99,7 +99,7 @@ def write_batch(
         return Draft(
             cache=cache,
             logits_BV=logits_BNV[:, -1].astype(jnp.float32),
-            ids_BM=draft.ids_BM.at[:, draft.step].set(kept_B),
+            ids_BM=jnp.asarray(draft.ids_BM).at[:, draft.step].set(kept_B),
             said_B=draft.said_B | (drawn_B == word_B),
             ended_B=draft.ended_B | ends_V[drawn_B],
             log_prob_B=draft.log_prob_B + jnp.where(draft.ended_B, 0, log_prob_B),

@@ -1,4 +1,4 @@
-"""Speaks text with a local voice: Piper (neural, `pip install piper-tts`) or the espeak-ng program.
+"""Speaks text with a local voice: Piper (neural, `pip install piper-tts`), or the programs espeak-ng and flite.
 
 One voice becomes several speakers: pitch and formants move together by playing the samples at another
 rate, as a shorter or longer vocal tract does, while the tempo is kept by asking the voice for slower or
@@ -15,10 +15,11 @@ import os
 import pathlib
 import shutil
 import subprocess
+import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 import soundfile
@@ -26,9 +27,10 @@ import soxr
 import tqdm
 from absl import logging
 
+from tiny_align_jax import accents
 from tiny_align_jax.types import SAMPLE_RATE_HZ, AssetError, CacheError, ConfigError, DataError
 
-ENGINES = ("auto", "piper", "espeak-ng")
+ENGINES = ("auto", "piper", "espeak-ng", "flite")
 # Utterances between two seeds. A Piper session takes 0.6 s to load and must be new for its random
 # numbers to start anew; a killed run repeats at most one block a thread.
 BLOCK = 32
@@ -53,6 +55,7 @@ class Speaker:
         noise: how much timbre varies from moment to moment (Piper's noise_scale).
         rhythm: how much durations vary (Piper's noise_w_scale).
         gain_db: loudness below full scale.
+        accent: strength of a Mandarin accent, 0 to 1 (Piper only).
     """
 
     name: str
@@ -61,6 +64,8 @@ class Speaker:
     noise: float = 0.667
     rhythm: float = 0.8
     gain_db: float = -3.0
+    # Not shown, so that recordings made before there were accents keep their folders and their seeds.
+    accent: float = dataclasses.field(default=0.0, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +75,9 @@ class Line:
     utterance_id: str
     text: str
     speaker: Speaker
+
+
+AnyLine = TypeVar("AnyLine", bound=Line)
 
 
 class Engine(Protocol):
@@ -82,17 +90,17 @@ class Engine(Protocol):
         ...
 
 
-def speakers(count: int) -> tuple[Speaker, ...]:
+def speakers(count: int, max_pitch: float = 1.26) -> tuple[Speaker, ...]:
     """`count` different speakers; the first few are as far apart as any."""
-    return tuple(_speaker(index) for index in range(count))
+    return tuple(_speaker(index, max_pitch) for index in range(count))
 
 
-def _speaker(index: int) -> Speaker:
+def _speaker(index: int, max_pitch: float) -> Speaker:
     # Multiples of irrational numbers fill the ranges evenly however many speakers there are.
     unit = [(0.5 + index * step) % 1.0 for step in (0.618034, 0.754878, 0.569840, 0.819173)]
     return Speaker(
         name=f"voice{index:02d}",
-        pitch=round(0.86 + 0.40 * unit[0], 3),
+        pitch=round(0.86 + (max_pitch - 0.86) * unit[0], 3),
         tempo=round(0.88 + 0.27 * unit[1], 3),
         noise=round(0.45 + 0.35 * unit[2], 3),
         rhythm=round(0.60 + 0.35 * unit[3], 3),
@@ -106,7 +114,7 @@ def find_engine(engine: str, voice: str | pathlib.Path) -> Engine:
     Args:
         engine: one of ENGINES.
         voice: for Piper, folder with one `.onnx` file and its `.onnx.json`; for espeak-ng, a voice
-            name such as 'en-us' (a folder means 'en-us').
+            name such as 'en-us' (a folder means 'en-us'); for flite, one that `flite -lv` names.
 
     Raises:
         ConfigError: unknown engine.
@@ -116,6 +124,8 @@ def find_engine(engine: str, voice: str | pathlib.Path) -> Engine:
         raise ConfigError(f"engine {engine!r}, expected one of {', '.join(ENGINES)}")
     if engine == "espeak-ng":
         return Espeak("en-us" if not voice or pathlib.Path(voice).is_dir() else str(voice))
+    if engine == "flite":
+        return Flite(str(voice) or "slt")
     try:
         return Piper(voice)
     except AssetError as error:
@@ -162,6 +172,7 @@ class Piper:
             network = onnxruntime.InferenceSession(
                 str(self._model), sess_options=options, providers=["CPUExecutionProvider"]
             )
+        rng = np.random.default_rng(seed)
         description = json.loads(self._model.with_suffix(".onnx.json").read_text(encoding="utf-8"))
         voice = PiperVoice(session=network, config=PiperConfig.from_dict(description))
 
@@ -171,7 +182,13 @@ class Piper:
                 noise_scale=speaker.noise,
                 noise_w_scale=speaker.rhythm,
             )
-            chunks = [chunk.audio_float_array for chunk in voice.synthesize(text, config)]
+            if speaker.accent:
+                pieces = [accents.mandarin(p, speaker.accent, rng) for p in voice.phonemize(text)]
+                chunks = [
+                    voice.phoneme_ids_to_audio(voice.phonemes_to_ids(p), config) for p in pieces
+                ]
+            else:
+                chunks = [chunk.audio_float_array for chunk in voice.synthesize(text, config)]
             samples = np.concatenate([np.zeros(0, np.float32), *chunks])
             return samples, voice.config.sample_rate * speaker.pitch
 
@@ -208,6 +225,46 @@ class Espeak:
             if done.returncode:
                 raise AssetError(f"{' '.join(command)} failed: {done.stderr.decode().strip()}")
             samples, rate_hz = soundfile.read(io.BytesIO(done.stdout), dtype="float32")
+            return samples, rate_hz * speaker.pitch
+
+        return speak
+
+
+class Flite:
+    """The flite program: small voices made of real speakers (rms, slt, awb of CMU ARCTIC)."""
+
+    def __init__(self, voice: str) -> None:
+        """Looks program and voice up.
+
+        Raises:
+            AssetError: one of them is not there.
+        """
+        program = shutil.which("flite")
+        if program is None:
+            raise AssetError("no flite program on the PATH; install it (apt-get install flite)")
+        listed = subprocess.run(
+            [program, "-lv"], capture_output=True, text=True, check=False
+        ).stdout
+        if voice not in listed.split(":")[-1].split():
+            raise AssetError(f"flite has no voice {voice!r}; it says: {listed.strip()}")
+        self._command = [program, "-voice", voice]
+        version = subprocess.run(
+            [program, "--version"], capture_output=True, text=True, check=False
+        )
+        self.fingerprint = f"flite {' '.join(version.stdout.split()[:4])} {voice}"
+
+    def session(self, seed: int) -> Callable[[str, Speaker], tuple[np.ndarray, float]]:
+        del seed  # it speaks the same way every time
+
+        def speak(text: str, speaker: Speaker) -> tuple[np.ndarray, float]:
+            stretch = f"duration_stretch={speaker.pitch / speaker.tempo:.3f}"
+            with tempfile.TemporaryDirectory() as folder:
+                path = pathlib.Path(folder) / "said.wav"
+                command = [*self._command, "--setf", stretch, "-t", text, "-o", str(path)]
+                done = subprocess.run(command, capture_output=True, text=True, check=False)
+                if done.returncode or not path.is_file():
+                    raise AssetError(f"{' '.join(command)} failed: {done.stderr.strip()}")
+                samples, rate_hz = soundfile.read(path, dtype="float32")
             return samples, rate_hz * speaker.pitch
 
         return speak
@@ -265,16 +322,26 @@ def _render_block(
     bar: tqdm.tqdm,
     stop: threading.Event,
 ) -> None:
+    for line, waveform_S in waveforms(block, engine):
+        _write(paths[line.utterance_id], waveform_S)
+        bar.update()
+        if stop.is_set():
+            return
+
+
+def waveforms(block: Sequence[AnyLine], engine: Engine) -> Iterator[tuple[AnyLine, np.ndarray]]:
+    """Speaks a block line by line: 16 kHz, at the speaker's loudness; seeded by the block's content.
+
+    Raises:
+        DataError: a text with nothing to speak.
+    """
     content = f"{engine.fingerprint} {block}".encode()
     speak = engine.session(int.from_bytes(hashlib.sha256(content).digest()[:4]) >> 1)
     for line in block:
-        if stop.is_set():
-            return
         samples, rate_hz = speak(line.text, line.speaker)
         if not samples.any():
             raise DataError(f"{line.utterance_id}: nothing to speak in {line.text!r}")
-        _write(paths[line.utterance_id], _finish(samples, rate_hz, line.speaker.gain_db))
-        bar.update()
+        yield line, _finish(samples, rate_hz, line.speaker.gain_db)
 
 
 def _finish(samples: np.ndarray, rate_hz: float, gain_db: float) -> np.ndarray:

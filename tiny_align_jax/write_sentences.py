@@ -56,6 +56,7 @@ class Config:
         min_words: shortest sentence kept.
         max_words: longest sentence kept.
         min_log_prob: mean over a sentence's tokens, under the LLM, below which it is dropped.
+        drafts: sentences written for each request, of which the likeliest good one is kept.
         boost: added to the logit of the word asked for, for every token that it is late.
         temperature: of the sampling.
         top_k: likewise.
@@ -70,6 +71,7 @@ class Config:
     min_words: int = 3
     max_words: int = 12
     min_log_prob: float = -3.5
+    drafts: int = 1
     boost: float = 1.0
     temperature: float = 0.8
     top_k: int = 50
@@ -77,7 +79,16 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        for name in ("num_words", "per_word", "chunk", "num_examples", "batch_size", "min_words"):
+        counts = (
+            "num_words",
+            "per_word",
+            "chunk",
+            "num_examples",
+            "min_words",
+            "drafts",
+            "batch_size",
+        )
+        for name in counts:
             if getattr(self, name) < 1:
                 raise ConfigError(f"sentences: {name}={getattr(self, name)}; expected at least 1")
         if self.max_words < self.min_words or self.temperature <= 0:
@@ -94,7 +105,7 @@ class Report:
     Attributes:
         chunks_done: of the work, in order.
         kept: sentences kept.
-        dropped: sentences dropped by reason (REASONS).
+        dropped: requests without a good sentence, by reason (REASONS).
         seconds: spent on writing.
     """
 
@@ -146,7 +157,7 @@ def write(
         held_out: sentences of validation and test, which must not be written.
         report: of an earlier call that was interrupted: its chunks are not written again.
         written: that call's sentences.
-        on_batch: called with the number of words done since the last call.
+        on_batch: called with the number of sentences written since the last call.
 
     Raises:
         ConfigError: no example is usable.
@@ -161,9 +172,13 @@ def write(
         rng = np.random.default_rng([config.seed, round_index, start])
         chunk = wanted[start : start + config.chunk]
         new = []
-        answers = _ask(config, llm, words, styles, chunk, rng, on_batch)
-        for word, (text, log_prob) in zip(chunk, answers, strict=True):
-            reason = _fault(config, text, words.decode([word]).strip(), log_prob, seen, blocked)
+        answers = _ask(config, llm, words, styles, np.repeat(chunk, config.drafts), rng, on_batch)
+        for word_id, drafts in zip(
+            chunk, zip(*[answers] * config.drafts, strict=True), strict=True
+        ):
+            word = words.decode([word_id]).strip()
+            judged = [(_fault(config, t, word, lp, seen, blocked), -lp, t) for t, lp in drafts]
+            reason, _, text = min(judged)  # good ones, whose fault is '', come first
             if reason:
                 report.dropped[reason] += 1
             else:
@@ -236,8 +251,9 @@ def _prompt(
 def _draw_prompt(config: Config, words, styles: Sequence[str], rng) -> Sequence[int]:
     lines = []
     for i in rng.integers(len(styles), size=config.num_examples):
-        long = [w for w in styles[i].split() if len(w) >= _MIN_EXAMPLE_LETTERS]
-        lines.append(f"- {long[rng.integers(len(long))]}: {styles[i].capitalize()}.\n")
+        sentence: str = styles[i]
+        long = [w for w in sentence.split() if len(w) >= _MIN_EXAMPLE_LETTERS]
+        lines.append(f"- {long[rng.integers(len(long))]}: {sentence.capitalize()}.\n")
     return words.encode("".join(lines) + "-")
 
 
@@ -300,9 +316,9 @@ def to_file(
     report, written, wanted = _resume(path, card)
     wanted = wanted or whole_words(llm, words, config.num_words, config.batch_size)
     with tqdm.tqdm(
-        total=config.per_word * len(wanted),
-        initial=min(report.chunks_done * config.chunk, config.per_word * len(wanted)),
-        unit="word",
+        total=config.per_word * len(wanted) * config.drafts,
+        initial=report.chunks_done * config.chunk * config.drafts,
+        unit="draft",
         desc="sentences",
         disable=not progress,
     ) as bar:

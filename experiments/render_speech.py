@@ -1,0 +1,57 @@
+"""Speaks a text file: a corpus of many virtual speakers, as Opus files with a manifest for `jsonl`.
+
+    python -m experiments.render_speech --sentences=sentences.txt --out=spoken
+    python -m experiments.render_speech --sentences=sentences.txt --out=spoken --num_workers=30 --pack_mb=15 \
+        --set='{"voices": ["flite:slt", "flite:rms"], "num_speakers": 40}'
+
+The default voice is Piper's en_US-joe (python -m experiments.fetch_assets). A killed run goes on with what
+is missing when the same command is given again. --pack_mb also writes pack-*.tar, for moving a corpus.
+Train on it: --config.mixture.dataset.jsonl.manifest=spoken/manifest.jsonl --config.mixture.share=0.5
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from experiments import _main
+
+_SENTENCES = flags.DEFINE_string(
+    "sentences", None, "Text file, one sentence a line.", required=True
+)
+_OUT = flags.DEFINE_string("out", None, "Folder for recordings and manifest.", required=True)
+_LIMIT = flags.DEFINE_integer("limit", 0, "Speak only so many sentences; 0 for all.")
+_WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes; 0 means one a core.")
+_PACK_MB = flags.DEFINE_float("pack_mb", 0.0, "Also archives of at most this size; 0 for none.")
+_SET = flags.DEFINE_string("set", "{}", "Fields of spoken_corpus.Config as a JSON object.")
+_PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar.")
+
+
+def main(argv):
+    del argv
+    from tiny_align_jax import registry, spoken_corpus
+    from tiny_align_jax.types import ConfigError, DataError
+
+    try:
+        settings = json.loads(_SET.value)
+        sentences = Path(str(_SENTENCES.value)).read_text(encoding="utf-8").splitlines()
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--set={_SET.value}: not a JSON object ({error})") from error
+    except OSError as error:
+        raise DataError(f"cannot read {_SENTENCES.value}: {error.strerror}") from error
+    voices = (f"piper:{Path(_main.CACHE_DIR.value) / _main.VOICE}",)
+    manifest = spoken_corpus.speak(
+        registry.make_config(spoken_corpus, {"voices": voices} | settings),
+        sentences[: _LIMIT.value or None],
+        str(_OUT.value),
+        num_workers=_WORKERS.value or None,
+        progress=_PROGRESS.value,
+    )
+    print(manifest)
+    if _PACK_MB.value:
+        for archive in spoken_corpus.pack(str(_OUT.value), round(_PACK_MB.value * 1e6)):
+            print(archive, archive.stat().st_size)
+
+
+if __name__ == "__main__":
+    _main.run(main)
