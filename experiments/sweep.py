@@ -2,7 +2,8 @@
 
     python -m experiments.sweep --config=configs/so762.py --sweep=objective,seed --workdir=workdirs/objective
     python -m experiments.sweep ... --dry_run          # what would run
-    python -m experiments.sweep ... --jobs=2           # two processes
+    python -m experiments.sweep ... --jobs=2           # two processes; each takes the next free point
+    python -m experiments.sweep ... --lanes=8          # seeds and learning rates side by side, one program
     python -m experiments.sweep ... --list | xargs -P 4 -I{} sh -c "{}"     # or a SLURM array over --point=K
     python -m experiments.report --workdir=workdirs/objective
 
@@ -33,6 +34,9 @@ _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Show the points and their state,
 _LIST = flags.DEFINE_bool("list", False, "Print one command a point, run nothing.")
 _POINT = flags.DEFINE_list("point", None, "Run only these points, by number.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Processes; 1 runs all points in this one.", lower_bound=1)
+_LANES = flags.DEFINE_integer(
+    "lanes", 1, "Points that may train as one program; 1: each alone.", lower_bound=1
+)
 _INVOCATION = flags.DEFINE_string("invocation", "", "Set by --jobs for its processes.")
 flags.mark_flags_as_required(["config", "sweep", "workdir"])
 
@@ -64,13 +68,17 @@ def main(argv):
             print(f"{p.index:4d}  {p.name}  [{state}]")
         return
     if _JOBS.value > 1:
-        sys.exit(_supervise([p.index for p in points]))
+        sys.exit(_supervise(len(points)))
     # Programs outlive the process: the next sweep over the same shapes starts at once.
     jax.config.update("jax_compilation_cache_dir", f"{_main.CACHE_DIR.value}/programs")
     settings = sweep_run.Settings(
-        _SCORE.value, _SPLIT.value, _LIMIT.value, invocation=_INVOCATION.value or str(time.time())
+        _SCORE.value,
+        _SPLIT.value,
+        _LIMIT.value,
+        invocation=_INVOCATION.value or str(time.time()),
+        lanes=_LANES.value,
     )
-    _main.log_to_file(workdir / "logs" / f"points_from_{points[0].index}.log")
+    _main.log_to_file(workdir / "logs" / f"process_{os.getpid()}.log")
     runner = sweep_run.Runner(workdir, _main.CACHE_DIR.value, settings)
     found = runner.run(points, lambda p, s: print(_line(p, s), flush=True))
     bad = [s for s in found.values() if s["status"] in (sweep_run.FAILED, sweep_run.INTERRUPTED)]
@@ -99,25 +107,23 @@ def _command(*extra: str) -> str:
     return shlex.join([sys.executable, "-m", "experiments.sweep", *kept, *extra])
 
 
-def _supervise(indices: list[int]) -> int:
-    """Consecutive shares, a process each; one that dies is started again and skips what is done."""
-    size = -(-len(indices) // _JOBS.value)
-    shares = [indices[i : i + size] for i in range(0, len(indices), size)]
-    invocation = f"--invocation={time.time()}"
-    commands = [_command(f"--point={','.join(map(str, s))}", invocation) for s in shares]
+def _supervise(num_points: int) -> int:
+    """Processes that share the points; one that dies is started again and skips what is done."""
+    chosen = [f"--point={','.join(_POINT.value)}"] if _POINT.value else []
+    command = shlex.split(_command(*chosen, f"--invocation={time.time()}"))
     # Processes that share a GPU must not each take most of its memory at the start.
     env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    start = lambda c: subprocess.Popen(shlex.split(c), env=env)  # noqa: E731
-    running = [(c, start(c), 2 * len(s)) for c, s in zip(commands, shares, strict=True)]
-    codes = []
+    running = [subprocess.Popen(command, env=env) for _ in range(min(_JOBS.value, num_points))]
+    codes, restarts = [], 2 * num_points
     while running:
-        command, process, restarts = running.pop(0)
+        process = running.pop(0)
         code = process.wait()
         if code in (0, 1, 2) or not restarts:
             codes.append(code)
         else:
             logging.warning("process ended with %d; starting it again", code)
-            running.append((command, start(command), restarts - 1))
+            running.append(subprocess.Popen(command, env=env))
+            restarts -= 1
     return max((abs(code) for code in codes), default=0) and 1
 
 

@@ -80,7 +80,7 @@ def test_contrastive_learns(tmp_path):
     )
     state, losses = initial_state(run), []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_log_group", lambda *args: args[3] and losses.append(args[3]["loss"]))
+        patch.setattr(loop, "log_group", lambda *args: args[3] and losses.append(args[3]["loss"]))
         loop.fit(run, state, tmp_path, progress=False)
     assert np.mean(losses[-10:]) < 0.8 * float(losses[0][0])
 
@@ -217,7 +217,7 @@ def test_the_whole_step_trains_through_the_llm(llm, tmp_path):
     before = [np.array(leaf) for leaf in jax.tree.leaves(frozen.llm)]
     losses = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "_log_group", lambda *args: args[3] and losses.append(args[3]["loss"]))
+        patch.setattr(loop, "log_group", lambda *args: args[3] and losses.append(args[3]["loss"]))
         loop.fit(run, initial_state(run), tmp_path, progress=False)
     # A random LLM over 97 tokens: the projector can only make the answers' tokens likelier.
     assert np.mean(losses[-5:]) < 0.97 * float(losses[0][0])

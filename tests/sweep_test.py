@@ -8,6 +8,9 @@ import subprocess
 import sys
 import types
 
+import filelock
+import jax
+import numpy as np
 import pytest
 
 from configs import common
@@ -16,6 +19,7 @@ from tiny_align_jax import registry, report, sweep, sweep_run
 from tiny_align_jax.data import augment, prompts
 from tiny_align_jax.train import run, step
 from tiny_align_jax.types import ConfigError
+from tiny_align_jax.weights import safetensors
 
 
 def _plain(config):
@@ -203,6 +207,82 @@ def test_seeds_are_trained_and_scored_and_compile_once(config, world, tmp_path, 
     assert rows[0].scores["wer"].mean > 0 and rows[0].params > 0
 
 
+def test_lanes_train_as_runs_alone_would(config, world, tmp_path, monkeypatch):
+    """Two seeds and two learning rates as one program against one of them alone."""
+    config["train"].update(num_steps=3, steps_per_dispatch=2, validate_every=2)
+    values = {
+        "seed": [{"seed": 0}, {"seed": 1}],
+        "rate": [{"optimizer.learning_rate": 1e-3}, {"optimizer.learning_rate": 2e-3}],
+    }
+    points = sweep.expand(config, values)
+    together = _run(points, tmp_path / "lanes", world, score="none", lanes=3)
+    assert [s["status"] for s in together.values()] == ["finished"] * 4
+    assert together[points[0].name]["lanes"] == [p.name for p in points[:3]]
+    alone = _run(points[2:3], tmp_path / "alone", world, score="none")
+    assert "lanes" not in alone[points[2].name]
+
+    def result(folder, k):
+        path = tmp_path / folder / points[k].name
+        summary = json.loads((path / "train_result.json").read_text())
+        log = [json.loads(t) for t in (path / "train.jsonl").read_text().splitlines()]
+        return safetensors.load_tree(path / "projector.safetensors"), summary, log
+
+    found, summary, log = result("lanes", 2)
+    expected, summary_alone, log_alone = result("alone", 2)
+    assert summary["lanes"] == 3 and summary["step"] == 3 == summary_alone["step"]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
+    assert [line["step"] for line in log] == [line["step"] for line in log_alone]
+    for line, other in zip(log, log_alone, strict=True):
+        assert line == pytest.approx(other, rel=1e-3)
+    # Another seed and another rate are other runs.
+    for k in (0, 3):
+        assert result("lanes", k)[2][0]["loss"] != pytest.approx(log[0]["loss"], rel=1e-6) or k == 3
+        leaves = zip(jax.tree.leaves(found), jax.tree.leaves(result("lanes", k)[0]), strict=True)
+        assert max(np.abs(a - b).max() for a, b in leaves) > 1e-4
+
+
+def test_lanes_need_equal_configs_and_one_bucket(config):
+    key = sweep.lane_key
+    other = sweep.apply(config, {"seed": 3, "optimizer.learning_rate": 0.1})
+    assert key(config) == key(other) != key(sweep.apply(config, {"optimizer.b1": 0.5}))
+    config["train"]["num_buckets"] = 2
+    assert key(config) != key(sweep.apply(config, {"seed": 3}))
+
+
+def test_a_lane_that_diverges_leaves_the_others(config, world, tmp_path):
+    values = [{"optimizer.learning_rate": 1e-3}, {"optimizer.learning_rate": 1e35}]
+    config["optimizer"].update(warmup_fraction=0.0, clip_norm=0.0)
+    config["objective"]["name"] = "embedlink"
+    config["projector"]["bridgeformer"].update(pooling="adaptive", num_tokens=4)
+    points = sweep.expand(config, {"rate": values})
+    found = _run(points, tmp_path, world, score="none", lanes=2, invocation="one")
+    assert [s["status"] for s in found.values()] == ["finished", "failed"]
+    assert "NonFiniteLossError" in found[points[1].name]["error"]
+
+
+def test_two_processes_share_the_points(config, world, tmp_path, monkeypatch):
+    """One that finds a point taken goes on, and comes back to it last."""
+    points = sweep.expand(config, {"rate": [{"optimizer.b1": b} for b in (0.5, 0.6, 0.7)]})
+    monkeypatch.setattr(run, "train", lambda *a, **k: {"finished": True})
+    runner = sweep_run.Runner(
+        tmp_path, "", sweep_run.Settings("none", invocation="both", attempts=1)
+    )
+    seen = []
+    other = filelock.FileLock(tmp_path / "locks" / f"{sweep.lane_key(points[0].config)}.lock")
+    (tmp_path / "locks").mkdir(parents=True)
+    other.acquire()
+
+    def on_done(point, status):
+        seen.append(point.name)
+        other.release()  # by then the other process has finished, or died
+
+    runner.run(points, on_done)
+    assert seen == [points[k].name for k in (1, 2, 0)]
+    seen.clear()
+    runner.run(points, on_done)
+    assert seen == []  # told already
+
+
 @pytest.mark.slow
 def test_training_through_the_llm_is_scored_by_its_answer(config, world, tmp_path):
     config["train"]["num_steps"] = 1
@@ -225,8 +305,8 @@ def test_a_dead_process_counts_as_a_crash(config, world, tmp_path, monkeypatch):
 
 
 def test_settings_are_checked_together():
-    with pytest.raises(ConfigError, match=r"score='all'.*split='dev'.*attempts=0"):
-        sweep_run.Settings(score="all", split="dev", attempts=0)
+    with pytest.raises(ConfigError, match=r"score='all'.*split='dev'.*attempts=0.*lanes=0"):
+        sweep_run.Settings(score="all", split="dev", attempts=0, lanes=0)
 
 
 def test_command_line_lists_points_without_data(tmp_path):

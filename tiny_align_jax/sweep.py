@@ -151,10 +151,30 @@ def label_of(value: Mapping[str, Any]) -> str:
 
 def training_key(config: Mapping[str, Any]) -> str:
     """Equal for configs whose training is equal: points that differ in scoring alone share one run."""
+    return _digest(_trained(config))
+
+
+def lane_key(config: Mapping[str, Any]) -> str:
+    """Equal for configs that may train as lanes of one program, see `train.lanes`.
+
+    They differ by learning rate; by seed, too, where all batches have one padded length.
+    """
+    kept = _trained(config)
+    kept["optimizer"] = {k: v for k, v in kept["optimizer"].items() if k != "learning_rate"}
+    if kept["train"]["num_buckets"] == 1:
+        del kept["seed"]
+    return _digest(kept)
+
+
+def _trained(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The sections that training reads."""
     module = registry.resolve("objectives", config["objective"]["name"])
     left_out = _SCORING_SECTIONS if "llm" not in module.NEEDS else _SCORING_SECTIONS[:1]
-    kept = {key: value for key, value in config.items() if key not in left_out}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+    return {key: value for key, value in config.items() if key not in left_out}
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def why_impossible(point: Point) -> str:

@@ -1,7 +1,9 @@
 """Runs the points of a sweep in one process: train what is missing, score it, go on past a crash.
 
 A folder a point: what a training run leaves, the scores, and `point.json` with labels, overrides,
-versions and how it ended. Points that differ in scoring alone train once; equal steps compile once.
+versions and how it ended. Points that differ in scoring alone train once; equal steps compile once;
+points that differ by seed or learning rate alone may train as lanes of one program. Several processes may
+run the same points: each takes what no other has taken, and what a dead one has left.
 """
 
 import dataclasses
@@ -16,6 +18,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import filelock
+import jax
 from absl import logging
 
 from tiny_align_jax import evaluate, registry, sweep
@@ -25,6 +29,7 @@ from tiny_align_jax.train import checkpoint, logs, run
 from tiny_align_jax.types import ConfigError
 
 POINT_FILE = "point.json"
+_LOCKS = "locks"
 FINISHED, FAILED, IMPOSSIBLE, RUNNING = "finished", "failed", "impossible", "running"
 INTERRUPTED, NOT_STARTED = "interrupted", "not started"
 SCORES = ("none", "heard", "answer")
@@ -49,6 +54,8 @@ class Settings:
         attempts: times a point may crash in one invocation.
         invocation: name of this invocation; a worker process that takes over after another died
             gets the same, so that its crash counts.
+        lanes: points that may train side by side as one program; 1 trains each alone, so that its
+            seconds are its own.
     """
 
     score: str = "heard"
@@ -56,6 +63,7 @@ class Settings:
     limit: int = 0
     attempts: int = 2
     invocation: str = ""
+    lanes: int = 1
 
     def __post_init__(self):
         problems = []
@@ -63,8 +71,9 @@ class Settings:
             problems.append(f"score={self.score!r}; expected one of {', '.join(SCORES)}")
         if self.split not in evaluate.SPLITS:
             problems.append(f"split={self.split!r}; expected one of {', '.join(evaluate.SPLITS)}")
-        if self.attempts < 1:
-            problems.append(f"attempts={self.attempts}; expected 1 or more")
+        for key in ("attempts", "lanes"):
+            if getattr(self, key) < 1:
+                problems.append(f"{key}={getattr(self, key)}; expected 1 or more")
         if problems:
             raise ConfigError("sweep: " + "; ".join(problems))
 
@@ -86,6 +95,7 @@ class Runner:
         self.workdir, self.cache_dir = Path(workdir), cache_dir
         self._settings = settings
         self._num_trained = 0
+        self._points: Sequence[sweep.Point] = ()
         self._llms: dict[tuple[str, str], Llm] = {}
         self._about = {"source": source_version(), "versions": _versions()}
 
@@ -103,20 +113,46 @@ class Runner:
             ConfigError: folders that hold points of another config (before anything is run).
         """
         refuse_other_configs(points, self.workdir)
-        found = {}
-        for point in points:
-            status = found[point.name] = self._run_one(point)
-            if on_done is not None:
-                on_done(point, status)
-            if status["status"] == INTERRUPTED:
-                break
+        self._points = points
+        found: dict[str, dict[str, Any]] = {}
+        left = list(points)
+        # Points that another process is at come last: by then it has finished them, or died.
+        for timeout_s in (0, -1):
+            busy = []
+            for point in left:
+                try:
+                    with self._lock(point).acquire(timeout=timeout_s):
+                        before = read_status(self.workdir / point.name)
+                        status = found[point.name] = self._run_one(point)
+                except filelock.Timeout:
+                    busy.append(point)
+                    continue
+                # What another process of this invocation has done, it has told.
+                if on_done is not None and (status != before or not self._is_ours(before)):
+                    on_done(point, status)
+                if status["status"] == INTERRUPTED:
+                    return found
+            left = busy
         return found
+
+    def _is_ours(self, status: Mapping[str, Any]) -> bool:
+        return bool(self._settings.invocation) and (
+            status.get("invocation") == self._settings.invocation
+        )
+
+    def _lock(self, point: sweep.Point) -> filelock.BaseFileLock:
+        """Held while a point, or one that may train beside it, is being run; falls with its process."""
+        folder = self.workdir / _LOCKS
+        folder.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(folder / f"{sweep.lane_key(point.config)}.lock")
 
     def _run_one(self, point: sweep.Point) -> dict[str, Any]:
         folder = self.workdir / point.name
         status = read_status(folder)
         if is_done(status, self._settings):
             return status
+        if self._is_ours(status) and status["status"] in (FAILED, IMPOSSIBLE):
+            return status  # another process, or a lane beside it, has met it before
         same = status.get("invocation", "") == self._settings.invocation
         attempts = status.get("attempts", 0) if same and status["status"] == RUNNING else 0
         if attempts >= self._settings.attempts:
@@ -167,8 +203,44 @@ class Runner:
             return {"trained_in": twin.name}
         before = self._num_trained
         self._num_trained += 1
+        together = [point, *self._mates(point)]
+        if len(together) > 1:
+            return {"runs_before": before} | self._train_together(together)
         result = run.train(point.config, folder, self.cache_dir, progress=False)
         return {"runs_before": before} if result["finished"] else None
+
+    def _mates(self, point: sweep.Point) -> list[sweep.Point]:
+        """Further points that may train beside this one and are not trained yet."""
+        if self._settings.lanes == 1:
+            return []
+        key, keys = sweep.lane_key(point.config), {sweep.training_key(point.config)}
+        mates = []
+        for other in self._points:
+            own = sweep.training_key(other.config)
+            if own in keys or sweep.lane_key(other.config) != key:
+                continue  # the same training twice is taken over, not repeated
+            if not is_trained(self.workdir / other.name) and not sweep.why_impossible(other):
+                keys.add(own)
+                mates.append(other)
+        return mates[: self._settings.lanes - 1]
+
+    def _train_together(self, points: Sequence[sweep.Point]) -> dict[str, Any]:
+        """Trains all as lanes; the first one's error is raised, those of others are written down."""
+        folders = [self.workdir / p.name for p in points]
+        configs = [p.config for p in points]
+        try:
+            results = run.train_lanes(configs, folders, self.cache_dir, progress=False)
+        except jax.errors.JaxRuntimeError as error:  # most likely no memory for all of them at once
+            logging.warning("%d lanes failed (%s); alone instead", len(points), error)
+            run.train(points[0].config, folders[0], self.cache_dir, progress=False, resume=False)
+            return {}
+        for other, result in zip(points[1:], results[1:], strict=True):
+            if isinstance(result, Exception):
+                error = f"{type(result).__name__}: {result}"
+                self._write(other, {"status": FAILED, "error": error})
+        if isinstance(results[0], Exception):
+            raise results[0]
+        return {"lanes": [p.name for p in points]}
 
     def _twin(self, point: sweep.Point) -> Path | None:
         key = sweep.training_key(point.config)

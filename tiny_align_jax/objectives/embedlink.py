@@ -18,6 +18,7 @@ from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree, Read
 NEEDS = ("embeddings",)
 FIXED_LENGTH = True  # matches token by token, so the projector must give a fixed number of them
 CASTS = ("pad", "stretch")
+AT_END = ("stop", "skip")
 END_ROW = 0  # row 0 of the table is the end-of-text token
 
 
@@ -31,16 +32,22 @@ class Config:
         mse_weight: weight of the squared error.
         cosine_weight: weight of one minus the cosine.
         pad_weight: weight of a padded position relative to a text position ('pad' only).
+        centre: subtract the table's mean row from rows and audio before every cosine, in training and
+            in reading.
+        at_end: what the reading makes of an end-of-text row ('pad' only): 'stop' there, or 'skip' it.
     """
 
     cast: str = "pad"
     mse_weight: float = 1.0
     cosine_weight: float = 1.0
     pad_weight: float = 1.0
+    centre: bool = False
+    at_end: str = "stop"
 
     def __post_init__(self):
-        if self.cast not in CASTS:
-            raise ConfigError(f"cast={self.cast!r}; expected one of {', '.join(CASTS)}")
+        for key, choices in (("cast", CASTS), ("at_end", AT_END)):
+            if (value := getattr(self, key)) not in choices:
+                raise ConfigError(f"{key}={value!r}; expected one of {', '.join(choices)}")
 
 
 def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
@@ -82,7 +89,8 @@ def loss(
     target_BAD = jnp.take(frozen.table_VD, rows_BA, axis=0)
     variance = jnp.var(frozen.table_VD)
     mse_BA = jnp.mean((audio_BAD - target_BAD) ** 2, axis=-1) / variance
-    cosine_BA = _cosine(audio_BAD, target_BAD)
+    mean_D = _mean(config, frozen)
+    cosine_BA = jnp.sum(_normalize(audio_BAD - mean_D) * _normalize(target_BAD - mean_D), axis=-1)
     weight_BA = jnp.where(is_text_BA, 1.0, config.pad_weight) * audio_mask_BA
     total = jnp.maximum(weight_BA.sum(-1), 1e-6)
     per_token = config.mse_weight * mse_BA + config.cosine_weight * (1.0 - cosine_BA)
@@ -100,11 +108,14 @@ def read(
     frozen: Frozen,
 ) -> Reading:
     """Nearest row (cosine) at each position, up to end-of-text ('pad') or without repeats ('stretch')."""
-    unit_audio, unit_table = _normalize(audio_BAD), _normalize(frozen.table_VD)
+    mean_D = _mean(config, frozen)
+    unit_audio, unit_table = _normalize(audio_BAD - mean_D), _normalize(frozen.table_VD - mean_D)
     cosine_BAV = jnp.einsum("bad,vd->bav", unit_audio, unit_table)
     best_BA = jnp.argmax(cosine_BAV, axis=-1)
-    if config.cast == "pad":
+    if config.cast == "pad" and config.at_end == "stop":
         keep_BA = jnp.cumsum(best_BA == END_ROW, axis=1) == 0
+    elif config.cast == "pad":
+        keep_BA = best_BA != END_ROW
     else:
         previous = jnp.pad(best_BA[:, :-1], ((0, 0), (1, 0)), constant_values=END_ROW)
         keep_BA = (best_BA != previous) & (best_BA != END_ROW)
@@ -128,5 +139,7 @@ def _normalize(x: Array) -> Array:
     return x * jax.lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + 1e-12)
 
 
-def _cosine(a: Array, b: Array) -> Array:
-    return jnp.sum(_normalize(a) * _normalize(b), axis=-1)
+def _mean(config: Config, frozen: Frozen) -> Array:
+    """What `centre` takes off: embedding rows share a large common direction."""
+    mean_D = jnp.asarray(frozen.table_VD).mean(0)
+    return mean_D if config.centre else jnp.zeros_like(mean_D)

@@ -189,32 +189,32 @@ def fit(
         with RunLog(workdir, first_step, config.num_steps, progress) as log:
             while done < config.num_steps and not interrupt.seen:
                 # ---- steps ------------------------------------------------------------------------
-                group = _shorten(next(groups), config.num_steps - done)
+                group = shorten(next(groups), config.num_steps - done)
                 state, metrics = dispatch(state, frozen, group)
                 previous, done = done, done + len(group.index_KB)
 
                 # ---- log the group before: the device is busy with this one meanwhile ---------------
                 if pending is not None:
-                    _log_group(run, log, *pending)
+                    log_group(run, log, *pending)
                 pending = (group, metrics)
 
                 # ---- validate and save --------------------------------------------------------------
-                if _crossed(previous, done, config.validate_every) and done < config.num_steps:
-                    _log_group(run, log, *pending)
+                if crossed(previous, done, config.validate_every) and done < config.num_steps:
+                    log_group(run, log, *pending)
                     pending = None
-                    validation, seconds = _validate(run, state, log, done)
+                    validation, seconds = validate_now(run, state, log, done)
                     validate_s += seconds
-                if _crossed(previous, done, config.checkpoint_every) and done < config.num_steps:
-                    _log_group(run, log, *(pending or (None, None)))
+                if crossed(previous, done, config.checkpoint_every) and done < config.num_steps:
+                    log_group(run, log, *(pending or (None, None)))
                     pending = None
                     saver.save(state)
             if pending is not None:
-                _log_group(run, log, *pending)
+                log_group(run, log, *pending)
             jax.block_until_ready(state.trainable)
             train_s = time.monotonic() - start_s - validate_s - dispatch.compile_s
             saver.save(state)
             if done >= config.num_steps:
-                validation, _ = _validate(run, state, log, done)
+                validation, _ = validate_now(run, state, log, done)
 
     if interrupt.seen:
         logging.warning(
@@ -251,9 +251,7 @@ class _Dispatcher:
         fits = self._corpus_bytes <= run.config.resident_bytes
         self._resident = run.config.resident == "always" or (run.config.resident == "auto" and fits)
         if self._resident:
-            everything = np.arange(len(examples))
-            corpus = batching.gather(examples, everything, np.ones(len(everything)), buckets[-1])
-            self._corpus = jax.tree.map(jnp.asarray, corpus)
+            self._corpus = resident_corpus(examples, buckets[-1])
             self._steps = step_lib.make_resident_steps(run.spec)
         else:
             self._steps = step_lib.make_stream_steps(run.spec)
@@ -264,7 +262,8 @@ class _Dispatcher:
 
     def __call__(self, state, frozen: Frozen, group: batching.Group):
         if self._resident:
-            args = (state, frozen, self._corpus, *self._padded(group), len(group.index_KB))
+            rows = pad_group(group, self._run.config.steps_per_dispatch)
+            args = (state, frozen, self._corpus, *rows, len(group.index_KB))
             static = {"max_frames": group.max_frames}
             key: tuple = (group.max_frames,)
         else:
@@ -275,11 +274,6 @@ class _Dispatcher:
             self._compiled[key] = self._steps.lower(*args, **static).compile()
             self.compile_s += time.monotonic() - start_s
         return self._compiled[key](*args)
-
-    def _padded(self, group: batching.Group):
-        missing = self._run.config.steps_per_dispatch - len(group.index_KB)
-        pad = ((0, missing), (0, 0))
-        return np.pad(group.index_KB, pad).astype(np.int32), np.pad(group.weight_KB, pad)
 
     def _batches(self, group: batching.Group) -> Batch:
         rows = zip(group.index_KB, group.weight_KB, strict=True)
@@ -311,17 +305,33 @@ class _Interrupt:
         signal.signal(number, self._before[number])
 
 
-def _shorten(group: batching.Group, steps_left: int) -> batching.Group:
+def resident_corpus(examples: batching.Examples, max_frames: int) -> Batch:
+    """All examples on the device, padded to `max_frames`."""
+    everything = np.arange(len(examples))
+    corpus = batching.gather(examples, everything, np.ones(len(everything)), max_frames)
+    return jax.tree.map(jnp.asarray, corpus)
+
+
+def pad_group(group: batching.Group, num_steps: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row numbers and weights of a group, filled up to `num_steps` steps that will not be run."""
+    pad = ((0, num_steps - len(group.index_KB)), (0, 0))
+    return np.pad(group.index_KB, pad).astype(np.int32), np.pad(group.weight_KB, pad)
+
+
+def shorten(group: batching.Group, steps_left: int) -> batching.Group:
+    """The first `steps_left` steps of a group."""
     return dataclasses.replace(
         group, index_KB=group.index_KB[:steps_left], weight_KB=group.weight_KB[:steps_left]
     )
 
 
-def _crossed(previous: int, done: int, every: int) -> bool:
+def crossed(previous: int, done: int, every: int) -> bool:
+    """Whether a multiple of `every` lies in (previous, done]; never for 0."""
     return bool(every) and done // every > previous // every
 
 
-def _validate(run: Run, state, log: RunLog, done: int) -> tuple[dict[str, float], float]:
+def validate_now(run: Run, state, log: RunLog, done: int) -> tuple[dict[str, float], float]:
+    """Validation scores after `done` steps, which are logged, and the seconds they took."""
     if run.validate is None:
         return {}, 0.0
     start_s = time.monotonic()
@@ -331,7 +341,7 @@ def _validate(run: Run, state, log: RunLog, done: int) -> tuple[dict[str, float]
     return scores, time.monotonic() - start_s
 
 
-def _log_group(run: Run, log: RunLog, group: batching.Group | None, metrics: dict | None) -> None:
+def log_group(run: Run, log: RunLog, group: batching.Group | None, metrics: dict | None) -> None:
     """Fetches a group's metrics, stops at a non-finite loss, writes every `log_every`-th step."""
     if group is None or metrics is None:
         return

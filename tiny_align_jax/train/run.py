@@ -1,11 +1,12 @@
 """One training run in a workdir: prepare, fit, export; what `experiments.train` and sweeps call."""
 
+import dataclasses
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ import psutil
 from absl import logging
 
 from tiny_align_jax.data import batching
-from tiny_align_jax.train import checkpoint, loop, setup
-from tiny_align_jax.types import CheckpointError
+from tiny_align_jax.train import checkpoint, lanes, loop, setup
+from tiny_align_jax.types import CheckpointError, TinyAlignError
 
 CONFIG_FILE = "config.json"
 RESULT_FILE = "train_result.json"
@@ -67,6 +68,55 @@ def train(
     checkpoint.export(folder, result.params, {**card, "step": result.step})
     checkpoint.write_json(folder / RESULT_FILE, summary)
     return summary
+
+
+def train_lanes(
+    configs: Sequence[Mapping[str, Any]],
+    workdirs: Sequence[str | os.PathLike],
+    cache_dir: str,
+    *,
+    progress: bool = True,
+) -> list[dict[str, Any] | TinyAlignError]:
+    """Trains runs that differ by seed and learning rate alone as one program, see `train.lanes`.
+
+    Whatever the workdirs hold is replaced.
+
+    Args:
+        configs: resolved sections; equal but for `seed` and `optimizer.learning_rate`.
+        workdirs: one a config.
+        cache_dir: folder of weights and features.
+        progress: show a progress bar while features are extracted.
+
+    Returns:
+        A summary a run, as of `train`, with the number of 'lanes', whose seconds they share; the error
+        of a run whose loss became infinite.
+
+    Raises:
+        TinyAlignError: of any stage before the first step.
+    """
+    start_s = time.monotonic()
+    prepared = setup.prepare(configs[0], cache_dir, progress)
+    reference = configs[0]["optimizer"]["learning_rate"]
+    card = {**prepared.card, "examples": _digest(prepared.run.examples)}
+    runs = []
+    for config, workdir in zip(configs, workdirs, strict=True):
+        Path(workdir).mkdir(parents=True, exist_ok=True)
+        _start_over(Path(workdir), config, card)
+        run = dataclasses.replace(prepared.run, seed=config["seed"])
+        rate = config["optimizer"]["learning_rate"] / reference
+        runs.append(lanes.Lane(run, setup.first_state(run, config), rate, workdir))
+    prepare_s = round(time.monotonic() - start_s, 2)
+    found: list[dict[str, Any] | TinyAlignError] = []
+    for lane, result in zip(runs, lanes.fit(runs), strict=True):
+        if isinstance(result, TinyAlignError):
+            found.append(result)
+            continue
+        folder, shared = Path(lane.workdir), {"prepare_s": prepare_s, "lanes": len(runs)}
+        summary = _summary(prepared, result, {}) | shared
+        checkpoint.export(folder, result.params, {**card, "step": result.step})
+        checkpoint.write_json(folder / RESULT_FILE, summary)
+        found.append(summary)
+    return found
 
 
 def _log_sizes(prepared: setup.Prepared) -> None:

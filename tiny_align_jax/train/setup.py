@@ -113,8 +113,6 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
                 spec, frozen, validation_examples, words, prompt, references
             )
     run = loop.Run(train_config, spec, frozen, train_examples, validate, config["seed"])
-    params = loop.init_params(run)
-    trainable, fixed = partition(params, train_config.trainable, train_config.fixed)
     card = {
         "projector": config["projector"],
         "objective": config["objective"],
@@ -128,7 +126,13 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
         "vocabulary": rows.to_json(),
         "versions": versions(),
     }
-    return Prepared(run, init_state(spec, trainable, fixed, config["seed"]), card, split, skipped)
+    return Prepared(run, first_state(run, config), card, split, skipped)
+
+
+def first_state(run: loop.Run, config: Mapping[str, Any]) -> TrainState:
+    """The state that a run begins with, by its own seed."""
+    trainable, fixed = partition(loop.init_params(run), run.config.trainable, run.config.fixed)
+    return init_state(run.spec, trainable, fixed, run.seed)
 
 
 def require_fit(projector, projector_config, objective) -> None:

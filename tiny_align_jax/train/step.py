@@ -100,9 +100,16 @@ def loss_fn(
 
 
 def train_step(
-    spec: StepSpec, state: TrainState, frozen: Frozen, batch: Batch
+    spec: StepSpec, state: TrainState, frozen: Frozen, batch: Batch, rate: Array | None = None
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update of the trainable tree.
+
+    Args:
+        spec: what the step is made of.
+        state: before.
+        frozen: what is read.
+        batch: one padded batch.
+        rate: factor on the update, None for 1: the learning rate relative to the optimizer's own.
 
     Returns:
         The next state and scalars 'loss', 'grad_norm', the objective's own, and 'loss_B'.
@@ -113,6 +120,8 @@ def train_step(
     )
     (loss, (loss_B, metrics)), grads = grad_fn(state.trainable)
     updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.trainable)
+    if rate is not None:
+        updates = jax.tree.map(lambda update: rate * update, updates)
     trainable = optax.apply_updates(state.trainable, updates)
     average = state.average
     if spec.average_decay:
@@ -151,30 +160,76 @@ def make_resident_steps(spec: StepSpec) -> Callable:
     def steps(
         state: TrainState, frozen: Frozen, corpus: Batch, index_KB, weight_KB, num_steps, max_frames
     ):
-        def batch_at(k):
-            index_B = index_KB[k]
-            return Batch(
-                features_BTE=_take_frames(corpus.features_BTE, index_B, max_frames),
-                num_frames_B=corpus.num_frames_B[index_B],
-                target_ids_BL=corpus.target_ids_BL[index_B],
-                num_targets_B=corpus.num_targets_B[index_B],
-                weight_B=weight_KB[k],
-                index_B=index_B,
-            )
-
-        shapes = jax.eval_shape(lambda: train_step(spec, state, frozen, batch_at(0))[1])
-        start = jax.tree.map(
-            lambda s: jnp.full((index_KB.shape[0], *s.shape), jnp.nan, jnp.float32), shapes
+        return _resident(
+            spec, state, frozen, corpus, index_KB, weight_KB, None, num_steps, max_frames
         )
 
-        def body(k, carry):
-            state, logs = carry
-            state, metrics = train_step(spec, state, frozen, batch_at(k))
-            return state, jax.tree.map(lambda log, m: log.at[k].set(m), logs, metrics)
+    return jax.jit(steps, donate_argnums=0, static_argnames="max_frames")
 
-        return jax.lax.fori_loop(0, num_steps, body, (state, start))
+
+@functools.lru_cache(maxsize=8)
+def make_lane_steps(spec: StepSpec) -> Callable:
+    """Jitted steps of several runs at once over one corpus on the device.
+
+    States, row numbers, weights and rates (see `train_step`) have a leading axis, a lane a run; all lanes
+    take the same number of steps over batches of one padded length.
+    """
+
+    def steps(
+        states: TrainState,
+        frozen: Frozen,
+        corpus: Batch,
+        index_NKB,
+        weight_NKB,
+        rate_N,
+        num_steps,
+        max_frames,
+    ):
+        def lane(state, index_KB, weight_KB, rate):
+            return _resident(
+                spec, state, frozen, corpus, index_KB, weight_KB, rate, num_steps, max_frames
+            )
+
+        return jax.vmap(lane)(states, index_NKB, weight_NKB, rate_N)
 
     return jax.jit(steps, donate_argnums=0, static_argnames="max_frames")
+
+
+def _resident(
+    spec: StepSpec,
+    state: TrainState,
+    frozen: Frozen,
+    corpus: Batch,
+    index_KB: Array,
+    weight_KB: Array,
+    rate: Array | None,
+    num_steps: Array,
+    max_frames: int,
+) -> tuple[TrainState, dict[str, Array]]:
+    """`num_steps` steps over batches that are gathered from `corpus`; metrics of further ones are NaN."""
+
+    def batch_at(k):
+        index_B = index_KB[k]
+        return Batch(
+            features_BTE=_take_frames(corpus.features_BTE, index_B, max_frames),
+            num_frames_B=corpus.num_frames_B[index_B],
+            target_ids_BL=corpus.target_ids_BL[index_B],
+            num_targets_B=corpus.num_targets_B[index_B],
+            weight_B=weight_KB[k],
+            index_B=index_B,
+        )
+
+    shapes = jax.eval_shape(lambda: train_step(spec, state, frozen, batch_at(0), rate)[1])
+    start = jax.tree.map(
+        lambda s: jnp.full((index_KB.shape[0], *s.shape), jnp.nan, jnp.float32), shapes
+    )
+
+    def body(k, carry):
+        state, logs = carry
+        state, metrics = train_step(spec, state, frozen, batch_at(k), rate)
+        return state, jax.tree.map(lambda log, m: log.at[k].set(m), logs, metrics)
+
+    return jax.lax.fori_loop(0, num_steps, body, (state, start))
 
 
 def _take_frames(features_NTE: Array, index_B: Array, max_frames: int) -> Array:

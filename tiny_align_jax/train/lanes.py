@@ -1,0 +1,154 @@
+"""Several short runs as one program: seeds and learning rates side by side on a leading axis.
+
+A sweep's points often differ by nothing else. Trained one by one each waits for its own compilation and
+fills a large device badly; as lanes of one vmapped step they compile once and share its launches. A lane
+takes exactly the steps that its run would take alone: its own parameters, order, augmentation and
+dropout. Lanes keep no checkpoints, so they are for runs of minutes.
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from tiny_align_jax.data import batching
+from tiny_align_jax.train import loop
+from tiny_align_jax.train import step as step_lib
+from tiny_align_jax.train.logs import RunLog
+from tiny_align_jax.types import ConfigError, NonFiniteLossError, PyTree
+
+
+@dataclasses.dataclass(frozen=True)
+class Lane:
+    """One of the runs.
+
+    Attributes:
+        run: equal to the other lanes' in all but its seed.
+        state: at step 0.
+        rate: its learning rate, relative to that of the optimizer in `run.spec`.
+        workdir: for its log.
+    """
+
+    run: loop.Run
+    state: step_lib.TrainState
+    rate: float
+    workdir: str | os.PathLike
+
+
+def fit(lanes: Sequence[Lane]) -> list[loop.Result | NonFiniteLossError]:
+    """Trains all lanes; a lane whose loss is not finite ends in its error, the others go on.
+
+    Returns:
+        A result a lane; its seconds are those of all lanes together.
+
+    Raises:
+        ConfigError: seeds differ, so that lanes see batches in different orders, but batches have more
+            than one padded length.
+    """
+    run = lanes[0].run
+    config, seeds = run.config, [lane.run.seed for lane in lanes]
+    buckets = batching.bucket_lengths(run.examples.num_frames_N, config.num_buckets)
+    if len(set(seeds)) > 1 and len(buckets) > 1:
+        raise ConfigError(
+            f"lanes with different seeds need batches of one length, but there are {len(buckets)} "
+            "buckets; set train.num_buckets=1"
+        )
+    with contextlib.ExitStack() as stack:
+        books = [_Book(lane, config.num_steps, stack) for lane in lanes]
+        states, train_s, compile_s = _train(lanes, buckets, books)
+    return [book.result(lane_of(states, i), train_s, compile_s) for i, book in enumerate(books)]
+
+
+def _train(
+    lanes: Sequence[Lane], buckets: tuple[int, ...], books: "list[_Book]"
+) -> tuple[step_lib.TrainState, float, float]:
+    """States after the last step, and seconds of training and of compilation."""
+    run, config = lanes[0].run, lanes[0].run.config
+    corpus = loop.resident_corpus(run.examples, buckets[-1])
+    orders = [
+        batching.schedule(
+            run.examples, config.batch_size, buckets, config.steps_per_dispatch, lane.run.seed
+        )
+        for lane in lanes
+    ]
+    frozen = jax.tree.map(jnp.asarray, run.frozen)
+    states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(lane.state for lane in lanes))
+    rate_N = jnp.asarray([lane.rate for lane in lanes], jnp.float32)
+    steps = _Compiled(step_lib.make_lane_steps(run.spec))
+    done, validate_s, start_s = 0, 0.0, time.monotonic()
+    logging.info("%d lanes over %d utterances", len(lanes), len(run.examples))
+    while done < config.num_steps:
+        groups = [loop.shorten(next(order), config.num_steps - done) for order in orders]
+        rows = [loop.pad_group(group, config.steps_per_dispatch) for group in groups]
+        index_NKB, weight_NKB = (np.stack(parts) for parts in zip(*rows, strict=True))
+        previous, done = done, done + len(groups[0].index_KB)
+        args = (states, frozen, corpus, index_NKB, weight_NKB, rate_N, done - previous)
+        states, metrics = steps(args, groups[0].max_frames)
+        host = jax.tree.map(np.asarray, metrics)
+        for i, book in enumerate(books):
+            book.log(groups[i], {name: values[i] for name, values in host.items()})
+        if loop.crossed(previous, done, config.validate_every) or done == config.num_steps:
+            before_s = time.monotonic()
+            for i, book in enumerate(books):
+                book.validate(lane_of(states, i), done)
+            validate_s += time.monotonic() - before_s
+    train_s = time.monotonic() - start_s - validate_s - steps.compile_s
+    return states, train_s, steps.compile_s
+
+
+def lane_of(states: step_lib.TrainState, index: int) -> Any:
+    """The state of one lane."""
+    return jax.tree.map(lambda leaf: leaf[index], states)
+
+
+class _Compiled:
+    """The lanes' program, compiled once a padded length and timed apart."""
+
+    def __init__(self, steps):
+        self._steps, self._programs, self.compile_s = steps, {}, 0.0
+
+    def __call__(self, args: tuple, max_frames: int) -> tuple[step_lib.TrainState, PyTree]:
+        if max_frames not in self._programs:
+            start_s = time.monotonic()
+            lowered = self._steps.lower(*args, max_frames=max_frames)
+            self._programs[max_frames] = lowered.compile()
+            self.compile_s += time.monotonic() - start_s
+        return self._programs[max_frames](*args)
+
+
+class _Book:
+    """Log, last validation and error of one lane."""
+
+    def __init__(self, lane: Lane, num_steps: int, stack: contextlib.ExitStack):
+        self._run, self._num_steps = lane.run, num_steps
+        self._validation: dict[str, float] = {}
+        self._error: NonFiniteLossError | None = None
+        self._log = stack.enter_context(RunLog(lane.workdir, 0, num_steps, progress=False))
+
+    def log(self, group: batching.Group, metrics: dict[str, np.ndarray]) -> None:
+        if self._error is not None:
+            return
+        try:
+            loop.log_group(self._run, self._log, group, metrics)
+        except NonFiniteLossError as error:
+            self._error = error
+
+    def validate(self, state: step_lib.TrainState, done: int) -> None:
+        if self._error is None:
+            self._validation, _ = loop.validate_now(self._run, state, self._log, done)
+
+    def result(
+        self, state: step_lib.TrainState, train_s: float, compile_s: float
+    ) -> loop.Result | NonFiniteLossError:
+        if self._error is not None:
+            return self._error
+        params = loop.export_params(self._run.config, state)
+        numbers = (self._num_steps, 0, train_s, compile_s)
+        return loop.Result(params, *numbers, self._validation, finished=True)
