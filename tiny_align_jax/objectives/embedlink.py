@@ -96,7 +96,10 @@ def loss(
     per_token = config.mse_weight * mse_BA + config.cosine_weight * (1.0 - cosine_BA)
     counted_BA = audio_mask_BA * batch.weight_B[:, None]
     share_BA = counted_BA / jnp.maximum(counted_BA.sum(), 1e-6)
-    metrics = {"mse": (mse_BA * share_BA).sum(), "cosine": (cosine_BA * share_BA).sum()}
+    metrics: dict[str, Array] = {
+        "mse": (mse_BA * share_BA).sum(),
+        "cosine": (cosine_BA * share_BA).sum(),
+    }
     return (per_token * weight_BA).sum(-1) / total, metrics
 
 
