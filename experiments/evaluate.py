@@ -41,6 +41,9 @@ _READING = flags.DEFINE_enum(
     "Beside the greedy reading, read with help: a beam search with n-grams, the LLM judging its best "
     "texts, or the LLM within the search. Weights: experiments.tune_reading.",
 )
+_READING_FILE = flags.DEFINE_string(
+    "reading_file", None, "Weights of the reading; default: reading.json in the workdir."
+)
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest answer, in tokens.")
 _OUT = flags.DEFINE_string("out", None, "Where to write; default: the workdir.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
@@ -56,7 +59,7 @@ def main(argv):
         split=_SPLIT.value, limit=_LIMIT.value, snap=_SNAP.value, use_llm=_USE_LLM.value
     )
     cache_dir = _main.CACHE_DIR.value
-    how = reading_config.load_config(_WORKDIR.value, _READING.value)
+    how = reading_config.load_config(_WORKDIR.value, _READING.value, _READING_FILE.value)
     aligner = Aligner.load(_WORKDIR.value, cache_dir, need_llm=config.use_llm or how.needs_llm)
     aligner = _main.with_local_data(aligner)
     evaluation = evaluate.evaluate(

@@ -28,6 +28,9 @@ _SNAP = flags.DEFINE_enum(
 _READING = flags.DEFINE_enum(
     "reading", "greedy", ["greedy", "beam", "rescore", "fusion"], "As in experiments.evaluate."
 )
+_READING_FILE = flags.DEFINE_string(
+    "reading_file", None, "Weights of the reading; default: reading.json in the workdir."
+)
 _USE_LLM = flags.DEFINE_bool("use_llm", True, "False: only print what was heard.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest answer, in tokens.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy; above, sample.")
@@ -53,7 +56,7 @@ def main(argv):
     prompt = None if _INSTRUCTION.value is None else prompts.from_instruction(_INSTRUCTION.value)
     aligner = Aligner.load(_WORKDIR.value, _main.CACHE_DIR.value, need_llm=_USE_LLM.value)
     aligner = _main.with_local_data(aligner)
-    how = reading_config.load_config(_WORKDIR.value, _READING.value)
+    how = reading_config.load_config(_WORKDIR.value, _READING.value, _READING_FILE.value)
     reader = reading.load(aligner, _main.CACHE_DIR.value, how)
     transcriber = transcribe.Transcriber(aligner, prompt, settings, _SNAP.value, reader)
     if _WARM.value:

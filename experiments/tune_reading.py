@@ -28,6 +28,7 @@ _NGRAM_TEXTS = flags.DEFINE_string(
     "ngram_texts", "", "Further sentences to count, one a line; never test text."
 )
 _LIMIT = flags.DEFINE_integer("limit", 0, "Tune on so many utterances only, drawn by seed; 0: all.")
+_OUT = flags.DEFINE_string("out", None, "File to write; default: reading.json in the workdir.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar while features are extracted.")
 
 
@@ -58,7 +59,8 @@ def main(argv):
     show = lambda row: print(reading_tune.line(row), flush=True)  # noqa: E731
     rows = reading_tune.tune(aligner, frames, utterances, texts, config, members, show)
     about = {"num_utterances": len(utterances), "tuning": dataclasses.asdict(config)}
-    path = Path(_WORKDIR.value) / reading_config.FILE
+    path = Path(_OUT.value) if _OUT.value else Path(_WORKDIR.value) / reading_config.FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(reading_tune.report(rows, greedy, about), indent=1) + "\n")
     print(reading_tune.markdown(rows, greedy))
     print(f"wrote {path}")

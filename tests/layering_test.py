@@ -59,6 +59,7 @@ MAX_MAIN_LINES = 90
 # Programs that are more than one call of the library, and what they do.
 LONG_MAINS = {
     "quickstart": "strings all commands together as a user would type them",
+    "reproduce_reading": "strings all commands of a published table together",
     "reproduce_so762": "strings all commands of a published table together",
     "sweep": "runs points in processes of their own, so that one may die",
 }

@@ -133,6 +133,9 @@ def test_settings_come_from_the_workdir(tmp_path):
     (tmp_path / reading_config.FILE).write_text(json.dumps(saved))
     found = reading_config.load_config(tmp_path, "rescore")
     assert (found.llm_weight, found.members) == (0.7, ("other",))
+    other = tmp_path / "ensemble.json"
+    other.write_text('{"methods": {"rescore": {"llm_weight": 0.1}}}')
+    assert reading_config.load_config(tmp_path, "rescore", other).llm_weight == 0.1
     assert (
         reading_config.load_config(tmp_path, "beam").llm_weight
         == reading_config.Config().llm_weight

@@ -46,7 +46,7 @@ def test_the_llm_is_trusted_where_it_knows_better():
     ]
     row = _fit(found, utterances)
     assert (row.wer, row.held_out, row.best_of_n) == (0, 0, 0)
-    assert row.config.llm_weight == 0.5
+    assert row.config.llm_weight >= 0.5
     assert row.config.row_bonus == 0.0  # of equals, the first of the grid
 
 
@@ -61,6 +61,12 @@ def test_held_out_errors_are_of_weights_that_did_not_see_them():
     assert row.wer == 0.25  # one of two words in half of the utterances
     assert row.held_out == 0.5
     assert row.best_of_n == 0
+
+
+def test_a_lucky_point_among_bad_ones_is_not_chosen():
+    errors = np.array([9.0, 0.0, 9.0, 9.0, 4.0, 3.0, 4.0])
+    assert reading_tune._smooth(errors).argmin() == 5
+    np.testing.assert_allclose(reading_tune._smooth(np.ones((2, 1, 3))), 1.0)
 
 
 def test_consensus_is_kept_only_if_it_saves_errors():

@@ -37,7 +37,7 @@ class Config:
     width: int = 16
     top_rows: int = 24
     min_log_prob: float = -7.0
-    margin: float = 12.0
+    margin: float = 8.0
     row_bonus: float = 0.0
 
     def __post_init__(self):

@@ -26,7 +26,7 @@ from tiny_align_jax.reading_config import Config
 from tiny_align_jax.train import setup
 from tiny_align_jax.types import Array, ConfigError, DataError, Frozen, PyTree
 
-_MEASURED = 32  # utterances that the cost is measured on
+_MEASURED = 16  # utterances that the cost is measured on
 _BATCH = 16  # utterances heard at a time: [batch, tokens, rows] log-probabilities
 
 
@@ -91,7 +91,7 @@ class Reader:
         """Settings and cost, once `read` has compiled everything: for metrics.json.
 
         Args:
-            frames: of the utterances to measure with; at most 32 are drawn.
+            frames: of the utterances to measure with; at most 16 are drawn.
         """
         spent = {stage: round(s, 2) for stage, s in self.seconds.items()}
         drawn = [frames[i] for i in np.random.default_rng(0).permutation(len(frames))[:_MEASURED]]

@@ -48,7 +48,7 @@ class Config:
     method: str = "rescore"
     width: int = 16
     top_rows: int = 24
-    margin: float = 12.0
+    margin: float = 8.0
     num_best: int = 16
     llm_weight: float = 0.4
     ngram_weight: float = 0.2
@@ -78,13 +78,20 @@ class Config:
         return self.method in ("rescore", "fusion")
 
 
-def load_config(workdir: str | os.PathLike, method: str) -> Config:
-    """Tuned settings of a method from the workdir's reading.json; the defaults, with a warning, if none.
+def load_config(
+    workdir: str | os.PathLike, method: str, file: str | os.PathLike | None = None
+) -> Config:
+    """Tuned settings of a method; the defaults, with a warning, if there are none.
+
+    Args:
+        workdir: its reading.json is read.
+        method: one of METHODS.
+        file: read instead of the workdir's, if given.
 
     Raises:
         ConfigError: unknown method, or a file that is damaged or has unknown keys.
     """
-    path = Path(workdir) / FILE
+    path = Path(file) if file else Path(workdir) / FILE
     saved: Mapping[str, Any] = {}
     if path.is_file():
         try:

@@ -254,18 +254,17 @@ def _table(
 def _fit(config: Config, how: reading_config.Config, table: _Table, seconds: float) -> Row:
     """Weights with the fewest errors, then the best way to choose with them."""
     everyone = np.ones_like(table.half_U)
+    axes = (config.llm_weights if how.needs_llm else (0.0,), config.ngram_weights)
+    axes = (*axes, config.row_bonuses)
     grid: list[dict[str, float]] = [
         {"llm_weight": llm, "ngram_weight": ngram, "row_bonus": bonus}
-        for llm, ngram, bonus in itertools.product(
-            config.llm_weights if how.needs_llm else (0.0,),
-            config.ngram_weights,
-            config.row_bonuses,
-        )
+        for llm, ngram, bonus in itertools.product(*axes)
     ]
     errors_GU = np.stack([table.errors_U(w) for w in grid])
 
     def best(members_U: np.ndarray) -> int:
-        return int(errors_GU[:, members_U].sum(1).argmin())
+        errors_G = errors_GU[:, members_U].sum(1)
+        return int(_smooth(errors_G.reshape([len(a) for a in axes])).argmin())
 
     sides = (table.half_U, ~table.half_U)
     crossed = sum(
@@ -281,6 +280,15 @@ def _fit(config: Config, how: reading_config.Config, table: _Table, seconds: flo
         best_of_n=round(float(table.errors.min(1).sum()) / table.num_words, 5),
         seconds=round(seconds, 5),
     )
+
+
+def _smooth(errors: np.ndarray) -> np.ndarray:
+    """Mean over neighbours in the grid: a lucky point in a bad place is not chosen."""
+    for axis in range(errors.ndim):
+        padding = [(int(a == axis), int(a == axis)) for a in range(errors.ndim)]
+        padded = np.pad(errors, padding, mode="edge")
+        errors = np.lib.stride_tricks.sliding_window_view(padded, 3, axis=axis).mean(-1)
+    return errors
 
 
 def _with_consensus(
