@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -77,12 +77,15 @@ class Aligner:
         config: the run's resolved config sections.
         card: contents of projector.json.
         ear: projector and objective.
-        params: {'projector': ..., 'objective': ...}, float32 on the device.
+        params: {'projector': ..., 'objective': ...}, float32 on the device; with 'frames' where a user's
+            state changes the encoder's frames (see `change_frames`).
         frozen: rows of the LLM's embedding table.
         vocabulary: text <-> rows.
         tokenizer: of the LLM.
         encoder_folder: where the encoder's weights are.
+        llm_folder: where the LLM's weights are.
         llm: the LLM with its parameters, None if it was not asked for.
+        user_encoder: encoder parameters -> a user's own, where a user's state changes them.
     """
 
     config: Mapping[str, Any]
@@ -93,7 +96,9 @@ class Aligner:
     vocabulary: vocabulary.Vocabulary
     tokenizer: tokenizer.Tokenizer
     encoder_folder: Any
+    llm_folder: Any
     llm: Llm | None = None
+    user_encoder: Callable[[PyTree], PyTree] | None = None
 
     @classmethod
     def load(
@@ -123,7 +128,12 @@ class Aligner:
         ear = make_ear(card)
         params = load_params(folder / WEIGHTS_FILE, ear, card, frozen)
         llm = _load_llm(llm_folder, config) if need_llm else None
-        return cls(config, card, ear, params, frozen, rows, words, encoder_folder, llm)
+        return cls(config, card, ear, params, frozen, rows, words, encoder_folder, llm_folder, llm)
+
+    def encoder_params(self, dtype: Any = jnp.float32) -> PyTree:
+        """Parameters of the encoder, with what a user's state changes of them."""
+        params = loading.load_encoder(self.encoder_folder, dtype).params
+        return self.user_encoder(params) if self.user_encoder else params
 
     def hear(self, features_BTE: Array, num_frames_B: Array) -> Hearing:
         """Reads encoder frames without the LLM; compiles once a shape.
@@ -201,12 +211,20 @@ def _hear(
     ear: Ear, params: PyTree, frozen: Frozen, features_BTE: Array, num_frames_B: Array
 ) -> tuple[Any, Any, Reading]:
     mask_BT = jnp.arange(features_BTE.shape[1])[None] < num_frames_B[:, None]
+    features_BTE = change_frames(params.get("frames", {}), features_BTE)
     variables = {"params": params["projector"]}
     audio_BAD, audio_mask_BA = ear.projector.apply(variables, features_BTE, mask_BT)
     reading = ear.objective.read(
         ear.objective_config, params["objective"], audio_BAD, audio_mask_BA, frozen
     )
     return audio_BAD, audio_mask_BA, reading
+
+
+def change_frames(change: Mapping[str, Array], features_BTE: Array) -> Array:
+    """Encoder frames as a user's projector takes them: `x (1 + scale) + shift` by channel, if any."""
+    if "scale" in change:
+        features_BTE = features_BTE * (1 + change["scale"])
+    return features_BTE + change["shift"] if "shift" in change else features_BTE
 
 
 def check_snap(mode: str) -> None:

@@ -50,14 +50,19 @@ def make_config(module: ModuleType, values: Mapping[str, Any]) -> Any:
     Raises:
         ConfigError: a key that `module.Config` does not have; the message lists the keys it has.
     """
-    known = {f.name for f in dataclasses.fields(module.Config)}
+    return make_dataclass(module.Config, values, module.__name__)
+
+
+def make_dataclass(kind: type, values: Mapping[str, Any], where: str = "") -> Any:
+    """`kind(**values)` as `make_config` makes it; `where` names the section in errors."""
+    known = {f.name for f in dataclasses.fields(kind)}
     unknown = sorted(set(values) - known)
     if unknown:
         raise ConfigError(
-            f"{module.__name__}: unknown config key(s) {', '.join(unknown)}; "
+            f"{where or kind.__name__}: unknown config key(s) {', '.join(unknown)}; "
             f"known keys: {', '.join(sorted(known)) or 'none'}"
         )
-    return module.Config(**{k: _hashable(v) for k, v in values.items()})
+    return kind(**{k: _hashable(v) for k, v in values.items()})
 
 
 def from_section(family: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:

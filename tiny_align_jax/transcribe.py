@@ -127,8 +127,14 @@ class Transcriber:
         return self._aligner.hear(padded_TE[None], np.array([len(frames_TE)], np.int32))
 
 
-def make_encoder(aligner: Aligner) -> tuple[pipeline.Decoder, pipeline.BatchEncoder]:
-    """The frozen encoder that the aligner's projector was trained with, for one recording at a time.
+def make_encoder(
+    aligner: Aligner, batch_size: int = 1
+) -> tuple[pipeline.Decoder, pipeline.BatchEncoder]:
+    """The frozen encoder that the aligner's projector was trained with.
+
+    Args:
+        aligner: names the encoder.
+        batch_size: recordings at a time.
 
     Returns:
         What reads audio for it, and the encoder itself.
@@ -151,9 +157,9 @@ def make_encoder(aligner: Aligner) -> tuple[pipeline.Decoder, pipeline.BatchEnco
     encoder = pipeline.BatchEncoder(
         module,
         config,
-        lambda: loading.load_encoder(folder, dtype).params,
+        lambda: aligner.encoder_params(dtype),
         layers=spec.layers,
-        batch_size=1,
+        batch_size=batch_size,
         dtype=dtype,
     )
     return decoder, encoder

@@ -74,6 +74,49 @@ def held_out(
     )
 
 
+def within_speaker(
+    utterances: Sequence[Utterance],
+    num_test: int,
+    num_validation: int,
+    fold: int = 0,
+    seed: int = 0,
+) -> Split:
+    """One speaker's utterances by role: to adapt on (`train`), to choose by, and to score.
+
+    The order is drawn once a seed; test sets of different folds do not overlap.
+
+    Args:
+        utterances: of one speaker.
+        num_test: utterances to score.
+        num_validation: utterances taken out of the rest to stop and to choose by.
+        fold: which test set; there are `len(utterances) // num_test` of them.
+        seed: of the order.
+
+    Raises:
+        ConfigError: too few utterances, or no such fold.
+    """
+    count = len(utterances)
+    if num_test < 1 or num_validation < 0 or not 0 <= fold < count // max(num_test, 1):
+        raise ConfigError(
+            f"no fold {fold} of {num_test} test utterances in {count}; there are "
+            f"{count // max(num_test, 1)} folds, counted from 0"
+        )
+    if count - num_test - num_validation < 1:
+        raise ConfigError(
+            f"{count} utterances less {num_test} to test and {num_validation} to validate leave none to "
+            "adapt on"
+        )
+    ordered = sorted(utterances, key=lambda u: u.utterance_id)
+    order = np.random.default_rng(seed).permutation(count)
+    test = set(order[fold * num_test : (fold + 1) * num_test])
+    rest = [ordered[i] for i in order if i not in test]
+    return Split(
+        train=tuple(rest[num_validation:]),
+        validation=tuple(rest[:num_validation]),
+        test=tuple(ordered[i] for i in sorted(test)),
+    )
+
+
 def leaks(
     split: Split, shared_speakers: bool = False, digest_of: Mapping[str, str] | None = None
 ) -> list[str]:

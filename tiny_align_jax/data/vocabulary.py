@@ -173,6 +173,15 @@ def build(
     return Vocabulary(kind, np.array(ids, np.int32), strings, log_probs, tokenizer)
 
 
+def missing_ids(vocabulary: Vocabulary, texts: Sequence[str]) -> np.ndarray:
+    """LLM ids of tokens of `texts` that a 'seen' vocabulary has no row for; other kinds spell everything."""
+    if vocabulary.kind != "seen":
+        return np.zeros(0, np.int32)
+    spoken = [s for s in map(spoken_form, texts) if s]
+    wanted = {i for s in spoken for i in vocabulary.tokenizer.encode(" " + s)}  # type: ignore[attr-defined]
+    return np.array(sorted(wanted - {int(i) for i in vocabulary.row_ids}), np.int32)
+
+
 def from_json(saved: Mapping, token_strings: Sequence[str], end_id: int, tokenizer) -> Vocabulary:
     """The vocabulary that `Vocabulary.to_json` described."""
     if saved["kind"] == "full":

@@ -20,6 +20,7 @@ FIXED_LENGTH = True  # matches token by token, so the projector must give a fixe
 CASTS = ("pad", "stretch")
 AT_END = ("stop", "skip")
 END_ROW = 0  # row 0 of the table is the end-of-text token
+_SCALE = 20.0  # makes logits of cosines, sharp enough to separate close rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,11 +111,15 @@ def read(
     audio_mask_BA: Array,
     frozen: Frozen,
 ) -> Reading:
-    """Nearest row (cosine) at each position, up to end-of-text ('pad') or without repeats ('stretch')."""
+    """Nearest row (cosine) at each position, up to end-of-text ('pad') or without repeats ('stretch').
+
+    `params['row_bias']` [V], where a user has one, is a prior over words on the scale of logits.
+    """
     mean_D = _mean(config, frozen)
     unit_audio, unit_table = _normalize(audio_BAD - mean_D), _normalize(frozen.table_VD - mean_D)
     cosine_BAV = jnp.einsum("bad,vd->bav", unit_audio, unit_table)
-    best_BA = jnp.argmax(cosine_BAV, axis=-1)
+    logits_BAV = _SCALE * cosine_BAV + params.get("row_bias", 0.0)
+    best_BA = jnp.argmax(logits_BAV, axis=-1)
     if config.cast == "pad" and config.at_end == "stop":
         keep_BA = jnp.cumsum(best_BA == END_ROW, axis=1) == 0
     elif config.cast == "pad":
@@ -123,8 +128,7 @@ def read(
         previous = jnp.pad(best_BA[:, :-1], ((0, 0), (1, 0)), constant_values=END_ROW)
         keep_BA = (best_BA != previous) & (best_BA != END_ROW)
     keep_BA = keep_BA & audio_mask_BA
-    # A temperature that separates cosines of close rows; only the 'soft' snap reads it.
-    weights_BAV = jax.nn.softmax(cosine_BAV * 20.0, axis=-1)
+    weights_BAV = jax.nn.softmax(logits_BAV, axis=-1)
     return Reading(
         rows_BA=jnp.where(keep_BA, best_BA, 0).astype(jnp.int32),
         keep_BA=keep_BA,

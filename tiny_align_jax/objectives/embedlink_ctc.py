@@ -107,10 +107,13 @@ def read(
 
 
 def log_probs(config: Config, params: PyTree, audio_BAD: Array, frozen: Frozen) -> Array:
-    """Log-probabilities [B, A, V + 1] over the table's rows and, last, the blank."""
+    """Log-probabilities [B, A, V + 1] over the table's rows and, last, the blank.
+
+    `params['row_bias']` [V], where a user has one, is added to the rows' logits: a prior over words.
+    """
     audio, table = _unit(config, audio_BAD, frozen.table_VD)
     scale = jnp.exp(params["log_scale"])
-    rows = scale * jnp.einsum("bad,vd->bav", audio, table)
+    rows = scale * jnp.einsum("bad,vd->bav", audio, table) + params.get("row_bias", 0.0)
     blank = _blank_logit(params, audio, scale)
     return jax.nn.log_softmax(jnp.concatenate([rows, blank[..., None]], axis=-1))
 

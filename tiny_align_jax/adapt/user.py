@@ -1,0 +1,144 @@
+"""A user before and after adaptation: recordings into arrays, and a state onto its base."""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from tiny_align_jax.adapt import delta as delta_lib
+from tiny_align_jax.adapt import material
+from tiny_align_jax.adapt.fit import Corpus
+from tiny_align_jax.adapt.state import State
+from tiny_align_jax.aligner import WEIGHTS_FILE, Aligner
+from tiny_align_jax.data import vocabulary
+from tiny_align_jax.features import cache, pipeline
+from tiny_align_jax.transcribe import make_encoder
+from tiny_align_jax.types import AudioError, CheckpointError, DataError, PyTree, Utterance
+from tiny_align_jax.weights import loading
+
+_BATCH_SIZE = 7  # of the encoder: 14 utterances in two calls
+_NUM_THREADS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Recordings:
+    """Utterances that were read.
+
+    Attributes:
+        used: those that could be.
+        skipped: reason of every other one, by id.
+        decoded: audio as the encoder takes it.
+        frames: encoder frames, float16 [T, E]; empty where the encoder is part of the step.
+    """
+
+    used: tuple[Utterance, ...]
+    skipped: dict[str, str]
+    decoded: tuple[pipeline.Decoded, ...]
+    frames: tuple[np.ndarray, ...]
+
+    def corpus(self, aligner: Aligner, targets: Sequence[np.ndarray]) -> Corpus:
+        """Arrays to adapt on."""
+        if self.frames:
+            return material.frames_corpus(self.frames, targets)
+        module, config = loading.encoder_config(aligner.encoder_folder)
+        num_samples = np.array([d.num_samples for d in self.decoded], np.int32)
+        num_frames = np.array([module.num_frames(config, int(n)) for n in num_samples], np.int32)
+        inputs = np.stack([d.inputs for d in self.decoded]).astype(np.float32)
+        return Corpus(inputs, num_frames, num_samples, *material.padded_targets(targets))
+
+
+def record(aligner: Aligner, utterances: Sequence[Utterance], encode: bool = True) -> Recordings:
+    """Reads utterances and, if asked, runs the frozen encoder over them; nothing is cached.
+
+    Bad audio and empty transcripts are skipped by name.
+    """
+    decoder, encoder = make_encoder(aligner, _BATCH_SIZE)
+    named = {u.utterance_id: u for u in utterances}
+    skipped = {n: "no transcript" for n, u in named.items() if not vocabulary.spoken_form(u.text)}
+    todo = {n: u for n, u in named.items() if n not in skipped}
+    good: dict[str, pipeline.Decoded] = {}
+    for name, decoded in pipeline.decode_ahead(todo, decoder, _NUM_THREADS):
+        if isinstance(decoded, AudioError):
+            skipped[name] = str(decoded)
+        else:
+            good[name] = decoded
+    frames: dict[str, np.ndarray] = {}
+    for decoded, made in (
+        (pair for batch in encoder(good.values()) for pair in batch) if encode else ()
+    ):
+        if isinstance(made, AudioError):
+            skipped[decoded.key] = str(made)
+            del good[decoded.key]
+        else:
+            frames[decoded.key] = made
+    for name, reason in skipped.items():
+        logging.warning("skipped %s: %s", name, reason)
+    if not good:
+        raise DataError(f"none of {len(utterances)} utterance(s) can be used: {skipped}")
+    return Recordings(
+        tuple(named[n] for n in good),
+        skipped,
+        tuple(good.values()),
+        tuple(frames[n] for n in good) if encode else (),
+    )
+
+
+def fingerprint(workdir: str | os.PathLike) -> str:
+    """SHA-256 of a base's weights, which a user's state is bound to."""
+    return cache.file_sha256(Path(workdir) / WEIGHTS_FILE)
+
+
+def extend(aligner: Aligner, extra_row_ids: np.ndarray) -> Aligner:
+    """The aligner with further rows of the LLM's table at the end of those that it reads."""
+    if not len(extra_row_ids):
+        return aligner
+    old, strings = aligner.vocabulary, aligner.tokenizer.token_strings()
+    row_ids = np.concatenate([old.row_ids, np.asarray(extra_row_ids, np.int32)])
+    new = tuple(strings[int(i)] for i in extra_row_ids)
+    rows = dataclasses.replace(old, row_ids=row_ids, strings=(*old.strings, *new))
+    table_VD = loading.embedding_rows(aligner.llm_folder, extra_row_ids)
+    frozen = dataclasses.replace(
+        aligner.frozen,
+        table_VD=jnp.concatenate([aligner.frozen.table_VD, table_VD]),
+        row_ids_V=jnp.asarray(row_ids),
+    )
+    return dataclasses.replace(aligner, vocabulary=rows, frozen=frozen)
+
+
+def apply(aligner: Aligner, state: State, base: str) -> Aligner:
+    """The base as a user's state changes it.
+
+    Args:
+        aligner: the base.
+        state: of the user.
+        base: `fingerprint` of the base.
+
+    Raises:
+        CheckpointError: a state of another base.
+    """
+    if state.base != base:
+        raise CheckpointError(
+            f"the state of {state.user!r} was made on base {state.base[:16]}, this one is {base[:16]}; "
+            "use the base it was made on, or personalise again on this one"
+        )
+    aligner = extend(aligner, state.extra_row_ids)
+    delta = {name: jnp.asarray(array) for name, array in state.delta.items()}
+    params: dict[str, Any] = delta_lib.apply(aligner.params, delta)
+    if state.row_bias is not None:
+        params["objective"] = {**params["objective"], "row_bias": jnp.asarray(state.row_bias)}
+    if frames := delta_lib.frames_part(delta):
+        params["frames"] = frames
+    in_encoder = any(":encoder/" in name for name in delta)
+    encoder = functools.partial(_change_encoder, delta) if in_encoder else None
+    return dataclasses.replace(aligner, params=params, user_encoder=encoder)
+
+
+def _change_encoder(delta: delta_lib.Delta, params: PyTree) -> PyTree:
+    return jax.device_get(delta_lib.apply({"encoder": params}, delta))["encoder"]

@@ -1,0 +1,249 @@
+"""One user's voice: from a few spoken sentences to a small state that changes a base projector.
+
+The base is never touched. Two copies are adapted at once: one leaves the validation utterances out and
+tells where to stop, the other learns from all of them and is kept up to that point. Where no
+checkpoint beats the base on the validation utterances the base is kept, and the result says so.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from tiny_align_jax import registry, scoring
+from tiny_align_jax.adapt import delta as delta_lib
+from tiny_align_jax.adapt import fit, material, replay, user, word_prior
+from tiny_align_jax.adapt.state import State
+from tiny_align_jax.aligner import Aligner
+from tiny_align_jax.data import augment, vocabulary
+from tiny_align_jax.train.run import peak_rss_bytes
+from tiny_align_jax.types import ConfigError, DataError, Utterance
+from tiny_align_jax.weights import loading
+
+BEFORE, AFTER, CONTROL = "before", "after", "another speaker's"
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How to adapt to one user.
+
+    Attributes:
+        learning_rate: of Adam, at its peak.
+        decay: weight decay of the delta, towards the base.
+        replay_weight: share of the loss that replayed utterances get.
+        replay_count: utterances of the base's training that travel with it.
+        num_validation: utterances held back to stop by; 0 goes to the last checkpoint unchecked.
+        seed: of everything drawn.
+    """
+
+    learning_rate: float = 3e-4
+    decay: float = 0.0
+    replay_weight: float = 0.5
+    replay_count: int = 64
+    num_validation: int = 3
+    seed: int = 0
+
+    def __post_init__(self):
+        if self.learning_rate <= 0 or self.decay < 0 or not 0 <= self.replay_weight < 1:
+            raise ConfigError(
+                f"adapt: learning_rate={self.learning_rate}, decay={self.decay}, replay_weight="
+                f"{self.replay_weight}; expected more than 0, at least 0, and 0 <= x < 1"
+            )
+        if self.num_validation < 0 or self.replay_count < 0:
+            raise ConfigError("adapt: num_validation and replay_count are 0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Everything that decides how a user is adapted to; made of config sections by `plan`."""
+
+    adapt: Config
+    method: delta_lib.Method
+    fit: fit.Config
+    word_prior: word_prior.Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What became of one user.
+
+    Attributes:
+        state: to save.
+        valid_losses: validation loss at each checkpoint, the base first; empty without validation.
+        checkpoint: the one that was kept; 0 is the base.
+        skipped: utterances left out, with the reason.
+        seconds: wall time since the start at the end of each stage.
+        peak_rss_mb: peak resident memory of the process so far.
+    """
+
+    state: State
+    valid_losses: tuple[float, ...]
+    checkpoint: int
+    skipped: Mapping[str, str]
+    seconds: Mapping[str, float]
+    peak_rss_mb: float
+
+    def __str__(self) -> str:
+        lines = [f"  {name}: {why}" for name, why in self.skipped.items()]
+        if lines:
+            lines.insert(0, f"{len(lines)} utterance(s) skipped:")
+        if self.valid_losses:
+            shown = " ".join(f"{loss:.3f}" for loss in self.valid_losses)
+            lines.append(f"validation loss, base first: {shown}")
+        kept = f"checkpoint {self.checkpoint}" if self.checkpoint else "the base: nothing beat it"
+        return "\n".join([*lines, f"kept {kept}"])
+
+
+def plan(sections: Mapping[str, Any]) -> Plan:
+    """A plan of plain config sections 'adapt', 'method', 'fit' (with 'augment' in it) and 'word_prior'.
+
+    Raises:
+        ConfigError: unknown section or key, or a value that cannot work.
+    """
+    makers = {"adapt": Config, "method": delta_lib.Method, "word_prior": word_prior.Config}
+    strangers = sorted(set(sections) - {*makers, "fit"})
+    if strangers:
+        raise ConfigError(f"personalize: unknown section(s) {', '.join(strangers)}")
+    sizes = dict(sections.get("fit", {}))
+    noise = registry.make_dataclass(augment.Config, sizes.pop("augment", {}))
+    made = {n: registry.make_dataclass(m, sections.get(n, {})) for n, m in makers.items()}
+    return Plan(fit=registry.make_dataclass(fit.Config, {**sizes, "augment": noise}), **made)
+
+
+def personalize(
+    aligner: Aligner,
+    workdir: str | os.PathLike,
+    cache_dir: str,
+    name: str,
+    utterances: Sequence[Utterance],
+    how: Plan,
+    words: Sequence[str] = (),
+) -> Result:
+    """Adapts a base to one user.
+
+    Args:
+        aligner: the base; its LLM is not needed.
+        workdir: where it was loaded from.
+        cache_dir: folder of weights and features.
+        name: of the user.
+        utterances: what the user said, with transcripts.
+        how: method and numbers.
+        words: names and phrases that the user wants to be heard.
+
+    Raises:
+        DataError: too few usable utterances.
+        TinyAlignError: of any stage.
+    """
+    began_s, seconds = time.monotonic(), {}
+
+    def lap(stage: str) -> None:
+        seconds[stage] = round(time.monotonic() - began_s, 3)
+
+    recordings = user.record(aligner, utterances, encode=not how.method.needs_encoder)
+    lap("encoded")
+    held_back = how.adapt.num_validation
+    if len(recordings.used) <= held_back:
+        raise DataError(
+            f"{len(recordings.used)} usable utterance(s) of {name!r}, {held_back} of them to be held back; "
+            f"record more, or lower adapt.num_validation. Skipped: {recordings.skipped or 'none'}"
+        )
+    texts = [u.text for u in recordings.used]
+    extra = vocabulary.missing_ids(aligner.vocabulary, [*texts, *words])
+    own = user.extend(aligner, extra)
+    targets = [own.vocabulary.encode(text) for text in texts]
+    other = replay.find(
+        aligner, workdir, cache_dir, how.adapt.replay_count, how.method.needs_encoder
+    )
+    lap("replay")
+    bias = _row_bias(own, how, targets, other, words)
+    trace = _adapt(own, how, recordings.corpus(own, targets), other, bias)
+    losses = [] if not held_back else [round(float(x), 4) for x in trace.valid_loss_JC[0]]
+    checkpoint = int(np.argmin(losses)) if losses else how.fit.num_checkpoints
+    delta = {k: np.asarray(v[1, checkpoint]) for k, v in trace.delta.items()} if checkpoint else {}
+    lap("adapted")
+    if not checkpoint:
+        logging.warning("%s: nothing beat the base on validation, so the base is kept", name)
+    about = {
+        "plan": dataclasses.asdict(how),
+        "num_utterances": len(texts),
+        "valid_losses": losses,
+        "checkpoint": checkpoint,
+        "words": list(words),
+    }
+    state = State(
+        name, user.fingerprint(workdir), delta, extra, bias if np.any(bias) else None, about
+    )
+    peak_mb = round(peak_rss_bytes() / 1e6, 1)
+    return Result(state, tuple(losses), checkpoint, recordings.skipped, seconds, peak_mb)
+
+
+def _row_bias(own: Aligner, how: Plan, targets, other: replay.Replay, words) -> np.ndarray:
+    """The user's word prior over all rows, those that the base lacks included."""
+    missing = len(own.vocabulary) - other.topics_KV.shape[1]
+    topics_KV = np.pad(other.topics_KV, ((0, 0), (0, missing)))
+    listed = sorted({int(row) for word in words for row in own.vocabulary.encode(word)})
+    return word_prior.row_bias(how.word_prior, topics_KV, targets, listed)
+
+
+def _adapt(own: Aligner, how: Plan, corpus: fit.Corpus, other: replay.Replay, bias) -> fit.Trace:
+    """Two jobs in one run: without the validation utterances, and with them."""
+    count, held_back = len(corpus.num_frames_N), how.adapt.num_validation
+    order = np.random.default_rng(how.adapt.seed).permutation(count)
+    valid_S = np.isin(np.arange(count), order[:held_back]).astype(np.float32)
+    keys = jax.random.split(jax.random.key(how.adapt.seed), 1)
+    jobs = fit.Jobs(
+        rows_JS=np.tile(np.arange(count, dtype=np.int32), (2, 1)),
+        train_JS=np.stack([1 - valid_S, np.ones_like(valid_S)]),
+        valid_JS=np.stack([valid_S, valid_S]),
+        row_bias_JV=np.tile(bias, (2, 1)),
+        key_J=np.tile(jax.random.key_data(keys), (2, 1)),
+    )
+    replayed = other.corpus(corpus)
+    config = dataclasses.replace(
+        how.fit,
+        replay_size=how.fit.replay_size if replayed else 0,
+        jobs_at_once=min(how.fit.jobs_at_once, 2),
+        keep_deltas=True,
+    )
+    settings = fit.Settings(
+        jnp.float32(how.adapt.learning_rate),
+        jnp.float32(how.adapt.decay),
+        jnp.float32(how.adapt.replay_weight if replayed else 0.0),
+    )
+    spec, params = make_spec(own, how.method, config)
+    return jax.device_get(fit.run(spec, params, own.frozen, corpus, replayed, jobs, settings))
+
+
+def make_spec(base: Aligner, method: delta_lib.Method, config: fit.Config):
+    """What `fit.run` compiles for, and the base's tree with the encoder where the method needs it."""
+    params = {name: base.params[name] for name in ("projector", "objective")}
+    if not method.needs_encoder:
+        return fit.Spec(base.ear, method, config), params
+    module, encoder_config = loading.encoder_config(base.encoder_folder)
+    layers = tuple(base.card["encoder"]["layers"])
+    params["encoder"] = base.encoder_params()
+    return fit.Spec(base.ear, method, config, module.Encoder(encoder_config), layers), params
+
+
+def hear(aligner: Aligner, utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[str]]:
+    """What an aligner, a user's or a base, hears in utterances; those that can be read, and the texts."""
+    recordings = user.record(aligner, utterances)
+    corpus = material.frames_corpus(
+        recordings.frames, [np.zeros(1, np.int32)] * len(recordings.used)
+    )
+    return list(recordings.used), list(aligner.hear(corpus.inputs, corpus.num_frames_N).texts)
+
+
+def compare(
+    utterances: Sequence[Utterance], systems: Mapping[str, Sequence[str]], config: scoring.Config
+) -> dict[str, Any]:
+    """Scores of every system with intervals, and the paired difference of each to the first."""
+    names = list(systems)
+    pairs = [(name, names[0]) for name in names[1:]]
+    return scoring.score(config, utterances, systems, pairs)
