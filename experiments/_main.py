@@ -117,6 +117,11 @@ def with_local_data(aligner: Any) -> Any:
     return dataclasses.replace(aligner, config={**aligner.config, "dataset": dataset})
 
 
+def users_dir(given: str | None) -> Path:
+    """Folder of users' states."""
+    return Path(given or Path(CACHE_DIR.value) / "users")
+
+
 def log_to_file(path: Path) -> None:
     """Sends a copy of the log to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,8 @@
 Without --instruction the prompt is the one of the training run. An instruction may hold '{audio}' where the
 recording goes; else the recording follows it. --json prints one object with `heard`, `answer` and the
 seconds from opening the file to each stage, the answer's first token among them; --warm runs once
-before, so that those seconds are free of compilation.
+before, so that those seconds are free of compilation. --user listens with the copy that
+experiments.personalize made for somebody.
 """
 
 import dataclasses
@@ -31,6 +32,8 @@ _READING = flags.DEFINE_enum(
 _READING_FILE = flags.DEFINE_string(
     "reading_file", None, "Weights of the reading; default: reading.json in the workdir."
 )
+_USER = flags.DEFINE_string("user", None, "User of experiments.personalize whose copy listens.")
+_USERS = flags.DEFINE_string("users_dir", None, "Folder of states; default: users in --cache_dir.")
 _USE_LLM = flags.DEFINE_bool("use_llm", True, "False: only print what was heard.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 64, "Longest answer, in tokens.")
 _TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 is greedy; above, sample.")
@@ -44,6 +47,7 @@ def main(argv):
     del argv
     # They import JAX: after --help.
     from tiny_align_jax import decode, reading, reading_config, transcribe
+    from tiny_align_jax.adapt import state, user
     from tiny_align_jax.aligner import Aligner
     from tiny_align_jax.data import prompts
 
@@ -56,6 +60,9 @@ def main(argv):
     prompt = None if _INSTRUCTION.value is None else prompts.from_instruction(_INSTRUCTION.value)
     aligner = Aligner.load(_WORKDIR.value, _main.CACHE_DIR.value, need_llm=_USE_LLM.value)
     aligner = _main.with_local_data(aligner)
+    if _USER.value:
+        found = state.find(_main.users_dir(_USERS.value), _USER.value)
+        aligner = user.apply(aligner, found, user.fingerprint(_WORKDIR.value))
     how = reading_config.load_config(_WORKDIR.value, _READING.value, _READING_FILE.value)
     reader = reading.load(aligner, _main.CACHE_DIR.value, how)
     transcriber = transcribe.Transcriber(aligner, prompt, settings, _SNAP.value, reader)

@@ -14,7 +14,8 @@ from ml_collections import ConfigDict
 
 import configs
 from configs import common
-from tiny_align_jax import registry, sweep
+from configs import personalize as personalize_config
+from tiny_align_jax import personalize, registry, sweep
 from tiny_align_jax.data import augment, prompts
 from tiny_align_jax.train import loop, optimizer, setup
 
@@ -38,7 +39,9 @@ def _arguments(name):
     return ["", *(word for word in documented if word)]
 
 
-CASES = [(name, arg) for name in MODULES for arg in _arguments(name)]
+# Configs of adaptation to a user: other sections, from a projector that is trained already.
+PERSONAL = ("configs.personalize",)
+CASES = [(name, arg) for name in MODULES if name not in PERSONAL for arg in _arguments(name)]
 SWEEPS = [
     (name, axis)
     for name in MODULES
@@ -89,6 +92,13 @@ def test_config(name, arg):
     setup.require_fit(projector, projector_config, objective)
     with pytest.raises((AttributeError, KeyError)):
         config.train.no_such_key = 1
+
+
+@pytest.mark.parametrize("method", sorted(personalize_config.METHODS))
+def test_every_method_of_personalisation_makes_a_plan(method):
+    plan = personalize.plan(_plain(PERSONAL[0], method))
+    assert plan.method.trains == (method != "words")
+    assert plan.method.needs_encoder == method.startswith("encoder")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -35,6 +35,8 @@ LAYERS = (
     {"decode", "decode_steered"},
     {"responder"},
     {"aligner", "train"},
+    {"transcribe"},
+    {"adapt"},
 )
 TOP = len(LAYERS)
 # What a leaf may import besides `types` and itself, and why.

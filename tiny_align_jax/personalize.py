@@ -16,17 +16,15 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tiny_align_jax import registry, scoring
+from tiny_align_jax import registry
 from tiny_align_jax.adapt import delta as delta_lib
-from tiny_align_jax.adapt import fit, material, replay, user, word_prior
+from tiny_align_jax.adapt import fit, replay, user, word_prior
 from tiny_align_jax.adapt.state import State
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data import augment, vocabulary
 from tiny_align_jax.train.run import peak_rss_bytes
 from tiny_align_jax.types import ConfigError, DataError, Utterance
 from tiny_align_jax.weights import loading
-
-BEFORE, AFTER, CONTROL = "before", "after", "another speaker's"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +94,12 @@ class Result:
         if self.valid_losses:
             shown = " ".join(f"{loss:.3f}" for loss in self.valid_losses)
             lines.append(f"validation loss, base first: {shown}")
-        kept = f"checkpoint {self.checkpoint}" if self.checkpoint else "the base: nothing beat it"
-        return "\n".join([*lines, f"kept {kept}"])
+        kept = f"checkpoint {self.checkpoint}" if self.checkpoint else "the base's weights"
+        parts = [f"{name} {second:.2f}" for name, second in self.seconds.items()]
+        lines.append(
+            f"kept {kept}; seconds until {', '.join(parts)}; peak {self.peak_rss_mb:.0f} MB"
+        )
+        return "\n".join(lines)
 
 
 def plan(sections: Mapping[str, Any]) -> Plan:
@@ -162,16 +164,19 @@ def personalize(
     )
     lap("replay")
     bias = _row_bias(own, how, targets, other, words)
-    trace = _adapt(own, how, recordings.corpus(own, targets), other, bias)
-    losses = [] if not held_back else [round(float(x), 4) for x in trace.valid_loss_JC[0]]
-    checkpoint = int(np.argmin(losses)) if losses else how.fit.num_checkpoints
-    delta = {k: np.asarray(v[1, checkpoint]) for k, v in trace.delta.items()} if checkpoint else {}
+    delta, losses, checkpoint = {}, [], 0
+    if how.method.trains:
+        trace = _adapt(own, how, recordings.corpus(own, targets), other, bias)
+        losses = [round(float(x), 4) for x in trace.valid_loss_JC[0]] if held_back else []
+        checkpoint = int(np.argmin(losses)) if losses else how.fit.num_checkpoints
+        delta = {k: np.asarray(v[1, checkpoint]) for k, v in trace.delta.items()}
+        if not checkpoint:
+            delta = {}
+            logging.warning("%s: nothing beat the base on validation, so the base is kept", name)
     lap("adapted")
-    if not checkpoint:
-        logging.warning("%s: nothing beat the base on validation, so the base is kept", name)
     about = {
         "plan": dataclasses.asdict(how),
-        "num_utterances": len(texts),
+        "texts": [vocabulary.spoken_form(text) for text in texts],
         "valid_losses": losses,
         "checkpoint": checkpoint,
         "words": list(words),
@@ -229,21 +234,3 @@ def make_spec(base: Aligner, method: delta_lib.Method, config: fit.Config):
     layers = tuple(base.card["encoder"]["layers"])
     params["encoder"] = base.encoder_params()
     return fit.Spec(base.ear, method, config, module.Encoder(encoder_config), layers), params
-
-
-def hear(aligner: Aligner, utterances: Sequence[Utterance]) -> tuple[list[Utterance], list[str]]:
-    """What an aligner, a user's or a base, hears in utterances; those that can be read, and the texts."""
-    recordings = user.record(aligner, utterances)
-    corpus = material.frames_corpus(
-        recordings.frames, [np.zeros(1, np.int32)] * len(recordings.used)
-    )
-    return list(recordings.used), list(aligner.hear(corpus.inputs, corpus.num_frames_N).texts)
-
-
-def compare(
-    utterances: Sequence[Utterance], systems: Mapping[str, Sequence[str]], config: scoring.Config
-) -> dict[str, Any]:
-    """Scores of every system with intervals, and the paired difference of each to the first."""
-    names = list(systems)
-    pairs = [(name, names[0]) for name in names[1:]]
-    return scoring.score(config, utterances, systems, pairs)

@@ -138,3 +138,24 @@ def test_a_copy_of_a_test_recording_under_another_name_is_found():
     same, other = {"a.wav": "1", "b.wav": "1"}, {"a.wav": "1", "b.wav": "2"}
     assert splits.leaks(split, digest_of=same) == ["audio a.wav is in train, and in test as b.wav"]
     assert not splits.leaks(split, digest_of=other)
+
+
+def test_a_speakers_folds_share_no_test_utterance_and_are_drawn_by_seed():
+    said = [_utterance(f"u{i:02d}", f"sentence {i}", "me") for i in range(20)]
+    folds = [splits.within_speaker(said, 6, 3, fold) for fold in range(3)]
+    tested = [u.utterance_id for fold in folds for u in fold.test]
+    assert len(tested) == len(set(tested)) == 18
+    for fold in folds:
+        assert (len(fold.train), len(fold.validation), len(fold.test)) == (11, 3, 6)
+        assert splits.leaks(fold, shared_speakers=True) == []
+    assert splits.within_speaker(said[::-1], 6, 3, 1) == folds[1]
+    assert splits.within_speaker(said, 6, 3, 1, seed=1) != folds[1]
+
+
+@pytest.mark.parametrize(
+    ("fold", "num_test", "num_validation"), [(3, 6, 3), (-1, 6, 3), (0, 18, 2)]
+)
+def test_folds_that_cannot_be_are_refused(fold, num_test, num_validation):
+    said = [_utterance(f"u{i:02d}", f"sentence {i}", "me") for i in range(20)]
+    with pytest.raises(ConfigError, match="test utterances in 20|20 utterances"):
+        splits.within_speaker(said, num_test, num_validation, fold)

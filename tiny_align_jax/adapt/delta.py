@@ -50,6 +50,11 @@ class Method:
             raise ConfigError(f"rank={self.rank}; expected 1 or more")
 
     @property
+    def trains(self) -> bool:
+        """Whether anything is adapted at all; a user's words may be all that is wanted."""
+        return bool(self.offsets or self.low_rank or self.frames != "none")
+
+    @property
     def needs_encoder(self) -> bool:
         """Whether a pattern reaches into the encoder, which is then part of the step."""
         return any(p.startswith("encoder/") for p in (*self.offsets, *self.low_rank))

@@ -184,7 +184,7 @@ def run(
 def _one(spec, params, frozen, corpus, replay, settings, job: Jobs) -> Trace:
     """One job; fields of `job` lack their leading axis."""
     config = spec.config
-    key = jax.random.wrap_key_data(job.key_J)
+    key = jax.random.wrap_key_data(jnp.asarray(job.key_J))
     width = corpus.inputs.shape[-1] if spec.encoder is None else _width(spec)
     start = delta_lib.init(spec.method, params, width, jax.random.fold_in(key, 0))
     own = jax.tree.map(lambda x: x[job.rows_JS], corpus)
@@ -234,7 +234,7 @@ def _loss(spec, params, frozen, own, replay, job, settings, key, delta):
     if config.replay_size:
         drawn = jax.random.randint(replay_key, (config.replay_size,), 0, len(replay.num_frames_N))
         other = jax.tree.map(lambda x: x[drawn], replay)
-        batch = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), batch, other)
+        batch = jax.tree.map(_join, batch, other)
         even = jnp.full((config.replay_size,), 1 / config.replay_size)
         weight = jnp.concatenate(
             [(1 - settings.replay_weight) * weight, settings.replay_weight * even]
@@ -243,6 +243,14 @@ def _loss(spec, params, frozen, own, replay, job, settings, key, delta):
     audio_BAD, audio_mask_BA = _project(spec, user, batch, delta, noise_key)
     loss_B = _losses(spec, user, frozen, batch, weight, audio_BAD, audio_mask_BA)
     return jnp.sum(jnp.where(weight > 0, loss_B, 0.0) * weight)
+
+
+def _join(a: Array, b: Array) -> Array:
+    """Rows of b below those of a; targets of different lengths are padded."""
+    if a.ndim == 2 and a.shape[1] != b.shape[1]:
+        width = max(a.shape[1], b.shape[1])
+        a, b = (jnp.pad(x, ((0, 0), (0, width - x.shape[1]))) for x in (a, b))
+    return jnp.concatenate([a, b])
 
 
 def _losses(spec, user, frozen, batch: Corpus, weight_B, audio_BAD, audio_mask_BA):

@@ -64,7 +64,9 @@ def save(folder: str | os.PathLike, state: State) -> Path:
         ConfigError: a name that makes no file name.
         AssetError: the disk is full or not writable; an earlier state is as it was.
     """
-    arrays = {f"delta/{k}": np.asarray(v, np.float16) for k, v in state.delta.items()}
+    arrays: dict[str, np.ndarray] = {
+        f"delta/{k}": np.asarray(v, np.float16) for k, v in state.delta.items()
+    }
     if len(state.extra_row_ids):
         arrays["extra_row_ids"] = np.asarray(state.extra_row_ids, np.int32)
     if state.row_bias is not None:
@@ -142,6 +144,19 @@ def listed(folder: str | os.PathLike) -> list[tuple[Path, State | CheckpointErro
         except CheckpointError as error:
             found.append((path, error))
     return found
+
+
+def table(folder: str | os.PathLike) -> str:
+    """The users of a folder, one a line; what a terminal shows."""
+    rows = [f"{'user':20} {'MB':>6} {'utterances':>10}  base"]
+    for path, found in listed(folder):
+        size = f"{path.stat().st_size / 1e6:6.2f}"
+        if isinstance(found, CheckpointError):
+            rows.append(f"{path.stem:20} {size} {'':>10}  damaged: {found}")
+        else:
+            count = len(found.about.get("texts", ()))
+            rows.append(f"{found.user:20} {size} {count:>10}  {found.base[:12]}")
+    return "\n".join(rows) if len(rows) > 1 else f"no users in {folder}"
 
 
 def export(folder: str | os.PathLike, user: str, target: str | os.PathLike) -> Path:

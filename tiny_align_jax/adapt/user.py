@@ -129,7 +129,7 @@ def apply(aligner: Aligner, state: State, base: str) -> Aligner:
             "use the base it was made on, or personalise again on this one"
         )
     aligner = extend(aligner, state.extra_row_ids)
-    delta = {name: jnp.asarray(array) for name, array in state.delta.items()}
+    delta: delta_lib.Delta = {name: jnp.asarray(array) for name, array in state.delta.items()}
     params: dict[str, Any] = delta_lib.apply(aligner.params, delta)
     if state.row_bias is not None:
         params["objective"] = {**params["objective"], "row_bias": jnp.asarray(state.row_bias)}

@@ -1,0 +1,131 @@
+"""One user from recordings to a state and back: on a base in miniature."""
+
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from configs import personalize as configs
+from tests import tiny_world
+from tiny_align_jax import aligner, personalize, personalize_trial, transcribe
+from tiny_align_jax.adapt import replay, state, user
+from tiny_align_jax.types import CheckpointError, ConfigError, DataError
+
+SPEAKERS = ("s1", "s2")
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return tiny_world.make(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def base(world):
+    return aligner.Aligner.load(world.workdir, world.cache_dir, need_llm=False)
+
+
+@pytest.fixture(scope="module")
+def said(base):
+    """All that a speaker said, by speaker."""
+    split = personalize_trial.setup.read_split(base.config)
+    return {s: [u for u in split.test if u.speaker_id == s] for s in SPEAKERS}
+
+
+def _plan(method="words", **values):
+    sections = json.loads(configs.get_config(method).to_json_best_effort())
+    sections["adapt"] |= {"num_validation": 1, "replay_count": 4, "learning_rate": 0.05} | values
+    sections["fit"] |= {"steps_per_checkpoint": 2, "num_checkpoints": 2, "batch_size": 2}
+    sections["fit"] |= {"replay_size": 1}
+    return personalize.plan(sections)
+
+
+def _personalize(world, base, said, how, name="anna", words=()):
+    return personalize.personalize(
+        base, world.workdir, str(world.cache_dir), name, said, how, words
+    )
+
+
+@pytest.fixture(scope="module")
+def adapted(world, base, said):
+    how = _plan("norms", num_validation=0)
+    return _personalize(world, base, said["s1"], how)
+
+
+def test_a_state_makes_the_base_the_users_own(world, base, said, adapted, tmp_path):
+    assert adapted.checkpoint == 2 and adapted.state.delta and adapted.peak_rss_mb > 0
+    state.save(tmp_path, adapted.state)
+    own = user.apply(base, state.find(tmp_path, "anna"), user.fingerprint(world.workdir))
+    before, after = (
+        transcribe.Transcriber(a)._hear(np.ones((20, 16), np.float16)).audio_BAD
+        for a in (base, own)
+    )
+    assert not np.allclose(before, after, atol=1e-3)
+    leaves = own.params["projector"]["input_mlp"]["up"]
+    np.testing.assert_array_equal(
+        leaves["kernel"], base.params["projector"]["input_mlp"]["up"]["kernel"]
+    )
+
+
+def test_the_base_travels_with_its_replay(world, base, adapted):
+    saved = replay.load(world.workdir / replay.FILE, base.vocabulary)
+    assert len(saved.frames) == len(saved.targets) == 1  # the training split has one utterance
+    assert saved.topics_KV.sum() == len(saved.targets[0])
+
+
+def test_before_and_after_are_scored_with_intervals_and_a_control(world, base, said, adapted):
+    how = _plan()
+    control = _personalize(world, base, said["s2"], how)
+    trial = personalize_trial.run(base, world.workdir, said["s1"], adapted, control)
+    assert list(trial.systems) == ["before", "after", "other speaker's"]
+    assert len(trial.utterances) == 3 and "after - before, paired: wer" in str(trial)
+    plain = json.loads(json.dumps(personalize_trial.to_json(adapted, trial)))
+    assert plain["references"] == [u.text for u in trial.utterances]
+
+
+def test_without_validation_gain_the_base_is_kept(world, base, said, adapted, monkeypatch):
+    trace = personalize.fit.Trace(
+        np.array([[1.0, 1.1, 1.2]] * 2), None, {"frames:shift": np.ones((2, 3, 16))}
+    )
+    monkeypatch.setattr(personalize, "_adapt", lambda *unused: trace)
+    kept = _personalize(world, base, said["s1"], _plan("speaker_vector"))
+    assert kept.checkpoint == 0 and not kept.state.delta and "kept the base's weights" in str(kept)
+    trace = dataclasses.replace(trace, valid_loss_JC=np.array([[1.0, 0.9, 1.2]] * 2))
+    better = _personalize(world, base, said["s1"], _plan("speaker_vector"))
+    assert better.checkpoint == 1 and better.state.delta
+
+
+def test_a_word_list_raises_the_rows_of_its_words(world, base, said):
+    word = tiny_world.SENTENCES[0].split()[1]
+    found = _personalize(world, base, said["s1"], _plan(), words=[word]).state.row_bias
+    plain = _personalize(world, base, said["s1"], _plan()).state.row_bias
+    rows = sorted(set(base.vocabulary.encode(word).tolist()))
+    assert np.flatnonzero(~np.isclose(found, plain)).tolist() == rows
+
+
+def test_a_state_of_another_base_is_refused(base, adapted):
+    with pytest.raises(CheckpointError, match="personalise again"):
+        user.apply(base, adapted.state, "0" * 64)
+
+
+def test_what_cannot_be_used_is_named(world, base, said, tmp_path):
+    silent = dataclasses.replace(said["s1"][0], text=" ...")
+    missing = dataclasses.replace(said["s1"][1], audio_path=str(tmp_path / "gone.wav"))
+    with pytest.raises(DataError, match="no transcript"):
+        _personalize(world, base, [silent, missing], _plan())
+    with pytest.raises(DataError, match="to be held back"):
+        _personalize(world, base, said["s1"][:1], _plan())
+    with pytest.raises(ConfigError, match="unknown section"):
+        personalize.plan({"methods": {}})
+
+
+def test_a_user_has_one_source_and_speakers_must_be_new_to_the_base(base):
+    gather = personalize_trial.gather
+    config = personalize.Config()
+    with pytest.raises(ConfigError, match="give one of"):
+        gather(base, None, None, [], 0, config)
+    with pytest.raises(DataError, match="trained on this speaker"):
+        gather(base, "s0", None, [], 0, config)
+    with pytest.raises(DataError, match="no such speaker"):
+        gather(base, "nobody", None, [], 0, config)
+    assert gather(base, None, None, [("a.wav", "hello")], 0, config).train[0].text == "hello"
