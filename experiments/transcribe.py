@@ -45,8 +45,7 @@ _WARM = flags.DEFINE_bool("warm", False, "Run once before the run that is timed 
 
 def main(argv):
     del argv
-    # They import JAX: after --help.
-    from tiny_align_jax import decode, reading, reading_config, transcribe
+    from tiny_align_jax import decode, reading, reading_config, transcribe  # JAX: after --help
     from tiny_align_jax.adapt import state, user
     from tiny_align_jax.aligner import Aligner
     from tiny_align_jax.data import prompts

@@ -35,6 +35,8 @@ LAYERS = (
     {"decode", "decode_steered"},
     {"responder"},
     {"aligner", "train"},
+    {"candidates", "language", "reading_config"},
+    {"reading"},
     {"transcribe"},
     {"adapt"},
 )

@@ -157,5 +157,5 @@ def test_a_speakers_folds_share_no_test_utterance_and_are_drawn_by_seed():
 )
 def test_folds_that_cannot_be_are_refused(fold, num_test, num_validation):
     said = [_utterance(f"u{i:02d}", f"sentence {i}", "me") for i in range(20)]
-    with pytest.raises(ConfigError, match="test utterances in 20|20 utterances"):
+    with pytest.raises(ConfigError, match=r"test utterances in 20|20 utterances"):
         splits.within_speaker(said, num_test, num_validation, fold)
