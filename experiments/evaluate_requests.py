@@ -30,10 +30,11 @@ _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 def main(argv):
     del argv
     from tiny_align_jax import spoken_requests  # imports JAX: after --help
-    from tiny_align_jax.aligner import Aligner
+    from tiny_align_jax.aligner import SNAPS, Aligner
 
-    given = {"styles": tuple(_STYLES.value), "snaps": tuple(_SNAPS.value)}
-    config = spoken_requests.Config(**{key: value for key, value in given.items() if value})
+    config = spoken_requests.Config(
+        styles=tuple(_STYLES.value or spoken_requests.STYLES), snaps=tuple(_SNAPS.value or SNAPS)
+    )
     cache_dir = Path(_main.CACHE_DIR.value)
     utterances = (
         spoken_requests.recordings(_MANIFEST.value)
