@@ -20,6 +20,7 @@ LEAVES = {
     "weights",
     "beam",
     "ctc",
+    "lora",
     "matching",
     "accents",
     "synthesize",
@@ -45,6 +46,7 @@ TOP = len(LAYERS)
 # What a leaf may import besides `types` and itself, and why.
 EXCEPTIONS = {
     ("objectives", "ctc"): "the arithmetic that objectives with a learned alignment share",
+    ("objectives", "lora"): "what objectives through the LLM may train inside it",
     (
         "synthesize",
         "accents",

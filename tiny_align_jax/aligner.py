@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import decode, registry
+from tiny_align_jax import decode, lora, registry
 from tiny_align_jax.data import prompts, tokenizer, vocabulary
 from tiny_align_jax.responder import Llm, Responder
 from tiny_align_jax.types import (
@@ -36,6 +36,7 @@ from tiny_align_jax.weights import assets, loading, safetensors
 CONFIG_FILE = "config.json"
 CARD_FILE = "projector.json"
 WEIGHTS_FILE = "projector.safetensors"
+LORA_FILE = "lora.safetensors"
 SNAPS = ("nearest", "soft", "none", "retokenize")
 _CARD_KEYS = ("projector", "objective", "encoder", "llm", "vocabulary")
 
@@ -128,6 +129,8 @@ class Aligner:
         ear = make_ear(card)
         params = load_params(folder / WEIGHTS_FILE, ear, card, frozen)
         llm = _load_llm(llm_folder, config) if need_llm else None
+        if llm is not None and (folder / LORA_FILE).is_file():
+            llm = Llm(llm.model, _with_adapters(llm.params, folder / LORA_FILE))
         return cls(config, card, ear, params, frozen, rows, words, encoder_folder, llm_folder, llm)
 
     def encoder_params(self, dtype: Any = jnp.float32) -> PyTree:
@@ -298,6 +301,22 @@ def _load_llm(folder: Any, config: Mapping[str, Any]) -> Llm:
     loaded = loading.load_llm(folder, dtype)
     model = decode.LanguageModel(loaded.module, loaded.config, dtype)
     return Llm(model, loaded.params)
+
+
+def _with_adapters(params: PyTree, path: Path) -> PyTree:
+    """The LLM with the adapters that its run trained beside the projector.
+
+    Raises:
+        CheckpointError: a damaged file, or adapters of another LLM.
+    """
+    try:
+        like = jax.eval_shape(lambda: lora.init(jax.random.key(0), params, 1))
+        adapters = safetensors.load_tree(path)
+        if jax.tree.structure(adapters) != jax.tree.structure(like):
+            raise WeightsError(f"{path} has adapters of an LLM with other layers")
+        return lora.merge(params, adapters)
+    except WeightsError as error:
+        raise CheckpointError(f"{error}. It must come from the export beside it") from error
 
 
 def _read_json_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:

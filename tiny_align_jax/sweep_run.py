@@ -197,7 +197,8 @@ class Runner:
             return {}
         twin = self._twin(point)
         if twin is not None:
-            for name in _TRAINED_FILES:
+            adapters = [f for f in (checkpoint.LORA_WEIGHTS,) if (twin / f).is_file()]
+            for name in (*_TRAINED_FILES, *adapters):
                 shutil.copyfile(twin / name, folder / name)
             checkpoint.write_json(folder / run.CONFIG_FILE, point.config)
             return {"trained_in": twin.name}
@@ -277,8 +278,9 @@ class Runner:
         config = _json(folder / run.CONFIG_FILE)
         key = (config["llm"]["asset"], config["llm"]["dtype"])
         kept = self._llms.get(key)
-        aligner = Aligner.load(folder, self.cache_dir, need_llm=need_llm and kept is None)
-        if not need_llm:
+        adapted = (folder / checkpoint.LORA_WEIGHTS).is_file()  # its LLM is its own
+        aligner = Aligner.load(folder, self.cache_dir, need_llm=need_llm and (adapted or not kept))
+        if not need_llm or adapted:
             return aligner
         if kept is None:
             assert aligner.llm is not None

@@ -1,16 +1,37 @@
 """The frozen LLM reading a prompt and being held to an answer: what end-to-end objectives share."""
 
+import dataclasses
 from types import ModuleType
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from tiny_align_jax import lora
 from tiny_align_jax.objectives import embedlink
-from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, Reading
+from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree, Reading
 
 Llm = tuple[ModuleType, Any]  # module of the LLM's family and its Config
 END_ROW = 0  # row 0 of the table ends the answer
+
+
+def check_rank(name: str, rank: int) -> list[str]:
+    """What is wrong with a rank of LoRA, in words."""
+    return [] if rank >= 0 else [f"{name}={rank}; expected 0 (no adapters) or more"]
+
+
+def init_adapters(rank: int, key: Array, frozen: Frozen) -> PyTree:
+    """{'lora': adapters of the LLM's attention}; {} at rank 0, or where no LLM is loaded."""
+    if not rank or frozen.llm is None:
+        return {}
+    return {"lora": lora.init(key, frozen.llm, rank)}
+
+
+def adapted(params: PyTree, frozen: Frozen) -> Frozen:
+    """`frozen` with the adapters that train in the LLM's attention, if there are any."""
+    if "lora" not in params:
+        return frozen
+    return dataclasses.replace(frozen, llm=lora.attach(frozen.llm, params["lora"]))
 
 
 def answer_logits(

@@ -5,7 +5,7 @@ with the projected audio there. Both are held to the transcript as the answer; t
 distribution at every place is pulled to the teacher's.
 
 Source: behaviour alignment as in BLSP (arXiv 2309.00916) and the temperature of Hinton et al. (arXiv
-1503.02531); teacher and student share all weights but the projector's.
+1503.02531); teacher and student share all weights but the projector's and the adapters'.
 """
 
 import dataclasses
@@ -28,15 +28,18 @@ class Config:
         label_weight: weight of the cross-entropy with the transcript, beside the divergence.
         llm_dtype: compute dtype of the LLM, 'bfloat16' or 'float32'.
         remat: recompute each layer's activations in the backward pass.
+        lora_rank: rank of adapters that train in the student's attention, 0 for none; the teacher has
+            none (see `lora`).
     """
 
     temperature: float = 2.0
     label_weight: float = 0.0
     llm_dtype: str = "bfloat16"
     remat: bool = True
+    lora_rank: int = 0
 
     def __post_init__(self):
-        problems = []
+        problems = _answer.check_rank("lora_rank", self.lora_rank)
         if self.temperature <= 0:
             problems.append(f"temperature={self.temperature}; expected a positive number")
         if self.label_weight < 0:
@@ -48,8 +51,8 @@ class Config:
 
 
 def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
-    """Nothing of its own to train."""
-    return {}
+    """Adapters of the LLM's attention, if asked for."""
+    return _answer.init_adapters(config.lora_rank, key, frozen)
 
 
 def loss(
@@ -65,7 +68,7 @@ def loss(
     """Mean over the answer's places of KL(teacher || student), and label_weight times the cross-entropy."""
     dtype = jnp.dtype(config.llm_dtype)
     student = _answer.answer_logits(
-        llm, frozen, audio_BAD, audio_mask_BA, batch, dtype, config.remat
+        llm, _answer.adapted(params, frozen), audio_BAD, audio_mask_BA, batch, dtype, config.remat
     )
     text_BLD, text_mask_BL = _transcript(llm, frozen, batch)
     teacher = jax.lax.stop_gradient(

@@ -3,7 +3,7 @@
 The LLM reads the prompt with the projected audio in its slot and is held to the transcript; gradients
 pass through the whole LLM to the projector. Needs the LLM in training, which EmbedLink does not.
 
-Source: SLAM-ASR (arXiv 2402.08846), frozen LLM without LoRA. The prompt is the one of inference.
+Source: SLAM-ASR (arXiv 2402.08846), frozen LLM without LoRA by default. The prompt is the one of inference.
 """
 
 import dataclasses
@@ -24,19 +24,25 @@ class Config:
         llm_dtype: its compute dtype, 'bfloat16' or 'float32'.
         remat: recompute each layer's activations in the backward pass: memory of one layer instead
             of all, for about a third more time.
+        lora_rank: rank of adapters that train in the LLM's attention, 0 for none; for a second stage,
+            when the projector can already be read (see `lora`).
     """
 
     llm_dtype: str = "bfloat16"
     remat: bool = True
+    lora_rank: int = 0
 
     def __post_init__(self):
+        problems = _answer.check_rank("lora_rank", self.lora_rank)
         if self.llm_dtype not in ("float32", "bfloat16"):
-            raise ConfigError(f"llm_dtype={self.llm_dtype!r}; expected 'float32' or 'bfloat16'")
+            problems.append(f"llm_dtype={self.llm_dtype!r}; expected 'float32' or 'bfloat16'")
+        if problems:
+            raise ConfigError("next_token: " + "; ".join(problems))
 
 
 def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
-    """Nothing of its own to train."""
-    return {}
+    """Adapters of the LLM's attention, if asked for."""
+    return _answer.init_adapters(config.lora_rank, key, frozen)
 
 
 def loss(
@@ -50,8 +56,9 @@ def loss(
     llm: _answer.Llm | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Mean cross-entropy of the transcript's tokens and of the end after them, float32[B]."""
+    reads = _answer.adapted(params, frozen)
     logits = _answer.answer_logits(
-        llm, frozen, audio_BAD, audio_mask_BA, batch, jnp.dtype(config.llm_dtype), config.remat
+        llm, reads, audio_BAD, audio_mask_BA, batch, jnp.dtype(config.llm_dtype), config.remat
     )
     labels, valid = _answer.answer_labels(frozen, batch)
     metrics = {"answer_accuracy": _answer.accuracy(logits, labels, valid, batch)}

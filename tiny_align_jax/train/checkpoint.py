@@ -25,6 +25,7 @@ from tiny_align_jax.weights import safetensors
 STATE_FOLDER = "checkpoints"
 PROJECTOR_WEIGHTS = "projector.safetensors"
 PROJECTOR_CARD = "projector.json"
+LORA_WEIGHTS = "lora.safetensors"
 
 
 def has_checkpoint(workdir: str | os.PathLike) -> bool:
@@ -124,6 +125,8 @@ def export(
 ) -> Path:
     """Writes `projector.safetensors` and `projector.json`: all that inference needs of a run.
 
+    Adapters of the LLM, if some were trained, go to `lora.safetensors` beside them.
+
     Args:
         workdir: folder to write to.
         params: {'projector': ..., 'objective': ...}.
@@ -140,8 +143,12 @@ def export(
     if dtype is not None:
         params = jax.tree.map(lambda p: np.asarray(p, dtype) if np.ndim(p) >= 2 else p, params)
     path = folder / PROJECTOR_WEIGHTS
+    objective = dict(params["objective"])
+    adapters = objective.pop("lora", None)
     try:
-        safetensors.save_tree(path, jax.tree.map(np.asarray, params))
+        safetensors.save_tree(path, jax.tree.map(np.asarray, {**params, "objective": objective}))
+        if adapters is not None:
+            safetensors.save_tree(folder / LORA_WEIGHTS, jax.tree.map(np.asarray, adapters))
         write_json(folder / PROJECTOR_CARD, card)
     except (OSError, AssetError) as error:
         raise _disk_error(folder, error, None) from error

@@ -208,7 +208,8 @@ def _require_same_parts(folder: Path, card: Mapping[str, Any]) -> None:
 def _start_over(folder: Path, config: Mapping[str, Any], card: Mapping[str, Any]) -> None:
     """Clears what an earlier run left, then writes what this one is; in that order, should it be killed."""
     shutil.rmtree(folder / checkpoint.STATE_FOLDER, ignore_errors=True)
-    for name in (checkpoint.PROJECTOR_WEIGHTS, checkpoint.PROJECTOR_CARD, RESULT_FILE):
+    exported = (checkpoint.PROJECTOR_WEIGHTS, checkpoint.LORA_WEIGHTS, checkpoint.PROJECTOR_CARD)
+    for name in (*exported, RESULT_FILE):
         (folder / name).unlink(missing_ok=True)
     checkpoint.write_json(folder / CONFIG_FILE, config)
     checkpoint.write_json(folder / checkpoint.PROJECTOR_CARD, {**card, "step": 0})

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import decode, registry
+from tiny_align_jax import decode, lora, registry
 from tiny_align_jax.data import batching, prompts, vocabulary
 from tiny_align_jax.responder import Llm, Responder
 from tiny_align_jax.train import loop
@@ -92,14 +92,17 @@ def make_validation(
     """Parameters -> corpus WER and ROUGE-1 of the LLM's answers to the raw audio tokens."""
     module, config = spec.llm
     dtype = jax.tree.leaves(frozen.llm)[0].dtype
-    llm = Llm(decode.LanguageModel(module, config, dtype), frozen.llm)
+    model = decode.LanguageModel(module, config, dtype)
+    plain = Llm(model, frozen.llm)
     longest = max(len(words.encode(text.lower())) for text in references.values())
     settings = decode.Config(max_new_tokens=longest + 8)  # a run-away answer ends soon
-    responder = Responder(llm, words, prompt, settings)
+    responder = Responder(plain, words, prompt, settings)
     project = jax.jit(spec.projector.apply)
 
     def validate(params: PyTree) -> dict[str, float]:
-        heard, truths = [], []
+        heard, truths, reads = [], [], responder
+        if adapters := params["objective"].get("lora"):
+            reads = Responder(Llm(model, lora.merge(frozen.llm, adapters)), words, prompt, settings)
         for batch in loop.batches_of(data, 32, 2):
             mask_BT = jnp.arange(batch.features_BTE.shape[1])[None] < batch.num_frames_B[:, None]
             outputs = project({"params": params["projector"]}, batch.features_BTE, mask_BT)
@@ -107,7 +110,7 @@ def make_validation(
             for row in np.flatnonzero(batch.weight_B):
                 heard.append(audio_BAD[row][valid_BA[row]])
                 truths.append(references[data.ids[batch.index_B[row]]])
-        texts = [answer.text for answer in responder.answer(heard)]
+        texts = [answer.text for answer in reads.answer(heard)]
         return score_texts(truths, texts)
 
     return validate
