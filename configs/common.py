@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 
 from tiny_align_jax import registry
 from tiny_align_jax.data import augment, prompts
-from tiny_align_jax.train import loop, optimizer
+from tiny_align_jax.train import loop, mixture, optimizer
 
 
 def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
@@ -31,6 +31,9 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
             "seed": 0,
         }
     )
+    # A second corpus to train on (docs/data.md); validation and test stay those of the first.
+    config.mixture = from_dataclass(mixture.Config())
+    config.mixture.dataset = plugin("datasets", "jsonl", also=("synthetic",))
     config.encoder = ConfigDict(
         {
             "asset": "whisper-tiny.en",  # asset name, hub id or folder
@@ -44,6 +47,7 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
             "batch_size": 8,  # utterances an encoder call
             "too_long": "skip",  # longer than the window: 'error', 'skip' or 'truncate'
             "bad_audio": "skip",  # unreadable or silent audio: 'error' or 'skip', always by name
+            "variants": (),  # distortions such as 'speed:0.9': each adds a copy of every training utterance
         }
     )
     config.llm = ConfigDict({"asset": "smollm2-135m-instruct", "dtype": "float32"})
@@ -51,6 +55,7 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
         {
             "kind": "seen",  # rows of the LLM's table that are read: 'full', 'seen', 'pieces'
             "min_count": 2,  # 'pieces': rarer tokens are spelled with shorter ones
+            "texts": "",  # file of further sentences whose tokens are rows, besides the transcripts'
         }
     )
     config.augment = from_dataclass(augment.Config())

@@ -86,6 +86,7 @@ def resolve_config(config: ConfigDict) -> dict[str, Any]:
     """The config as plain mappings; empty folders of corpora filled in for this machine."""
     plain = json.loads(config.to_json_best_effort())
     fill_folders(plain)
+    fill_folders(plain.get("mixture", {}))
     return plain
 
 
@@ -96,7 +97,8 @@ def fill_folders(plain: Mapping[str, Any]) -> None:
         spoken["cache_dir"] = spoken["cache_dir"] or str(Path(CACHE_DIR.value) / "recordings")
         spoken["voice"] = spoken["voice"] or str(Path(CACHE_DIR.value) / VOICE)
     for name, section in plain.get("dataset", {}).items():
-        if isinstance(section, dict) and section.get("root") == "":
+        # An empty root of a manifest means the manifest's own folder.
+        if name != "jsonl" and isinstance(section, dict) and section.get("root") == "":
             section["root"] = data_root(name)
 
 

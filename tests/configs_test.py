@@ -17,7 +17,7 @@ from configs import common
 from configs import personalize as personalize_config
 from tiny_align_jax import personalize, registry, sweep
 from tiny_align_jax.data import augment, prompts
-from tiny_align_jax.train import loop, optimizer, setup
+from tiny_align_jax.train import loop, mixture, optimizer, setup
 
 FOLDER = pathlib.Path(configs.__file__).parent
 MODULES = sorted(
@@ -60,6 +60,9 @@ def _build(config):
         registry.from_section(family, config[section])
     for section, module in PLAIN_SECTIONS.items():
         registry.make_config(module, config[section])
+    second = dict(config["mixture"])
+    registry.from_section("datasets", second.pop("dataset"))
+    registry.make_config(mixture, second)
     module, module_config = registry.from_section("projectors", config["projector"])
     projector = module.Projector(module_config, OUT_DIM, 1.0)
     width = IN_DIM * len(config["encoder"]["layers"])

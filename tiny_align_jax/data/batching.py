@@ -27,6 +27,7 @@ class Examples:
         target_ids_NL: table rows of each transcript, 0 where invalid, int32.
         num_targets_N: valid targets of each, int32.
         frames: index -> frames [T, E] float16, a view of the memory-mapped cache.
+        corpora: (its examples, its share of an epoch's draws) of each corpus; () draws each example once.
     """
 
     ids: tuple[str, ...]
@@ -34,6 +35,7 @@ class Examples:
     target_ids_NL: np.ndarray
     num_targets_N: np.ndarray
     frames: Callable[[int], np.ndarray]
+    corpora: tuple[tuple[np.ndarray, float], ...] = ()
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -140,7 +142,7 @@ def gather(examples: Examples, index_B: np.ndarray, weight_B: np.ndarray, max_fr
 
 def _epoch(examples, batch_size, buckets, steps_per_group, seed, epoch, shuffle):
     rng = np.random.default_rng((seed, epoch))
-    order = rng.permutation(len(examples)) if shuffle else np.arange(len(examples))
+    order = _draw(examples, rng) if shuffle else np.arange(len(examples))
     bucket_of = np.searchsorted(buckets, examples.num_frames_N[order])
     groups = []
     for number, max_frames in enumerate(buckets):
@@ -157,6 +159,22 @@ def _epoch(examples, batch_size, buckets, steps_per_group, seed, epoch, shuffle)
     if shuffle:
         groups = [groups[i] for i in rng.permutation(len(groups))]
     return groups
+
+
+def _draw(examples: Examples, rng: np.random.Generator) -> np.ndarray:
+    """As many examples as there are, each corpus as often as its share says, in random order.
+
+    A corpus with fewer examples than its part of the draws is gone through several times; one with more
+    gives a random part of itself, another one every epoch.
+    """
+    if not examples.corpora:
+        return rng.permutation(len(examples))
+    drawn = []
+    for members, share in examples.corpora:
+        count = round(share * len(examples))
+        rounds = -(-count // len(members))
+        drawn.append(np.concatenate([rng.permutation(members) for _ in range(rounds)])[:count])
+    return rng.permutation(np.concatenate(drawn))
 
 
 def _fill(members: np.ndarray, batch_size: int) -> tuple[np.ndarray, np.ndarray]:

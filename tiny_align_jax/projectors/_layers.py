@@ -1,11 +1,11 @@
-"""Layers beside the transformer's: masked convolution, and a scan over equal layers."""
+"""Layers beside the transformer's: masked convolution, layer mix, and a scan over equal layers."""
 
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from tiny_align_jax.types import Array
+from tiny_align_jax.types import Array, ConfigError
 
 
 class MaskedConv(nn.Module):
@@ -34,6 +34,34 @@ class MaskedConv(nn.Module):
             name="conv",
         )
         return conv(jnp.where(mask_BA[..., None], x, 0)), mask_BA[:, :: self.stride]
+
+
+class LayerMix(nn.Module):
+    """Weighted mean of encoder layers that stand side by side in the features, weights learned.
+
+    Layers differ in scale by an order of magnitude, so that each is normalised first; the weights are a
+    softmax, equal at the start.
+
+    Source: Peters et al. 2018 (ELMo), eq. 1, with layer normalisation.
+    """
+
+    num_layers: int
+
+    @nn.compact
+    def __call__(self, features_BTE: Array, mask_BT: Array) -> Array:
+        batch, frames, width = features_BTE.shape
+        if width % self.num_layers:
+            raise ConfigError(
+                f"projector.bridgeformer.mix_layers={self.num_layers} does not divide the features' "
+                f"width {width}; it must be the number of encoder.layers"
+            )
+        masked_BTE = jnp.where(mask_BT[..., None], features_BTE, 0)
+        layers_BTJE = masked_BTE.reshape(batch, frames, self.num_layers, width // self.num_layers)
+        normed_BTJE = nn.LayerNorm(use_scale=False, use_bias=False, dtype=jnp.float32)(layers_BTJE)
+        weights_J = nn.softmax(self.param("weights", nn.initializers.zeros, (self.num_layers,)))
+        gain = self.param("gain", nn.initializers.ones, ())
+        mixed_BTE = gain * jnp.einsum("btje,j->bte", normed_BTJE, weights_J)
+        return mixed_BTE.astype(features_BTE.dtype)
 
 
 def scan_layers(layer: nn.Module, x: Any, mask_BA: Array, *, num_layers: int, train: bool) -> Any:

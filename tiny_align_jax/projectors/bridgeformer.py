@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tiny_align_jax.projectors import _blocks
+from tiny_align_jax.projectors import _blocks, _layers
 from tiny_align_jax.types import Array
 
 POOLINGS = ("none", "adaptive", "window", "stride", "attention")
@@ -32,6 +32,8 @@ class Config:
         dim: model width.
         num_heads: attention heads; must divide `dim`.
         mlp_dim: hidden width of the feed-forward blocks and of the output MLP.
+        mix_layers: encoder layers that stand side by side in the features and are averaged with learned
+            weights; 1 takes the features as they are.
         stack: neighbouring encoder frames joined into one token before the input MLP.
         pooling: 'none' (frame rate), 'adaptive' (average over `num_tokens` equal spans of the valid
             frames), 'window' (`num_tokens` spans of `pool_stride` tokens each: equal spans of a fixed
@@ -49,6 +51,7 @@ class Config:
     dim: int = 512
     num_heads: int = 8
     mlp_dim: int = 2048
+    mix_layers: int = 1
     stack: int = 4
     pooling: str = "none"
     num_tokens: int = 16
@@ -101,7 +104,10 @@ class Projector(nn.Module):
             audio_BAD float32 and its validity mask_BA.
         """
         c = self.config
-        x, mask_BA = _blocks.stack_frames(features_BTE.astype(self.dtype), frame_mask_BT, c.stack)
+        x = features_BTE.astype(self.dtype)
+        if c.mix_layers > 1:
+            x = _layers.LayerMix(c.mix_layers, name="layer_mix")(x, frame_mask_BT)
+        x, mask_BA = _blocks.stack_frames(x, frame_mask_BT, c.stack)
         x = _blocks.Mlp(c.dim, c.dim, dtype=self.dtype, name="input_mlp")(x)
         x = _blocks.add_positions(self, x, c.positions, c.max_positions)
         x = nn.Dropout(c.dropout, deterministic=not train)(x)

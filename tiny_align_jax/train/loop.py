@@ -31,6 +31,7 @@ class Config:
     """Settings of the loop.
 
     Attributes:
+        init_from: folder with an exported projector to start from; '' starts fresh.
         num_steps: optimizer steps in all; 0 exports the untrained projector, to compare with.
         batch_size: utterances a step.
         num_buckets: length buckets; each compiles once.
@@ -50,6 +51,7 @@ class Config:
         keep_checkpoints: how many stay on disk.
     """
 
+    init_from: str = ""
     num_steps: int = 3000
     batch_size: int = 32
     num_buckets: int = 3

@@ -104,7 +104,7 @@ def train_lanes(
         _start_over(Path(workdir), config, card)
         run = dataclasses.replace(prepared.run, seed=config["seed"])
         rate = config["optimizer"]["learning_rate"] / reference
-        runs.append(lanes.Lane(run, setup.first_state(run, config), rate, workdir))
+        runs.append(lanes.Lane(run, setup.first_state(run, card), rate, workdir))
     prepare_s = round(time.monotonic() - start_s, 2)
     found: list[dict[str, Any] | TinyAlignError] = []
     for lane, result in zip(runs, lanes.fit(runs), strict=True):

@@ -20,7 +20,7 @@ import tiny_align_jax
 from tiny_align_jax import registry
 from tiny_align_jax.data import augment, batching, prompts, splits, tokenizer, vocabulary
 from tiny_align_jax.features import extract, hashing
-from tiny_align_jax.train import loop, optimizer, through_llm
+from tiny_align_jax.train import init_from, loop, mixture, optimizer, through_llm
 from tiny_align_jax.train.partition import partition
 from tiny_align_jax.train.step import StepSpec, TrainState, init_state
 from tiny_align_jax.types import ConfigError, DataError, Frozen, PyTree, Reading, Utterance
@@ -64,13 +64,17 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     train_config = registry.make_config(loop, config["train"])
     optimizer_config = registry.make_config(optimizer, config["optimizer"])
     augment_config = registry.make_config(augment, config["augment"])
-    split = read_split(config)
+    section = dict(config.get("mixture", {}))
+    dataset = section.pop("dataset", {})
+    mixture_config = registry.make_config(mixture, section)
+    variants = config["features"].get("variants", ())
+    split = mixture.extend(read_split(config), mixture_config, dataset, variants)
     splits.refuse_leaks(split, config["split"]["shared_speakers"], audio_digests(split, cache_dir))
     llm_folder = assets.resolve(config["llm"]["asset"], cache_dir)
     words = tokenizer.load(llm_folder.path)
     rows = vocabulary.build(
         config["vocabulary"]["kind"],
-        [u.text for u in split.train],
+        vocabulary_texts(config, split),
         words.token_strings(),
         words.eos_id,
         through_llm.vocabulary_tokenizer(module, config["vocabulary"]["kind"], words),
@@ -82,6 +86,9 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     )
     can_emit = functools.partial(_can_emit, projector, projector_config, module, module_config)
     train_examples, skipped = examples("training", split.train, cache, report, rows, can_emit)
+    train_examples = dataclasses.replace(
+        train_examples, corpora=mixture.corpora(train_examples.ids, mixture_config)
+    )
     if getattr(module, "FIXED_LENGTH", False):
         warn_of_cut(train_examples, functools.partial(projector.num_audio_tokens, projector_config))
     table_rms = float(np.sqrt(np.mean(np.square(frozen.table_VD))))
@@ -126,12 +133,15 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
         "vocabulary": rows.to_json(),
         "versions": versions(),
     }
-    return Prepared(run, first_state(run, config), card, split, skipped)
+    return Prepared(run, first_state(run, card), card, split, skipped)
 
 
-def first_state(run: loop.Run, config: Mapping[str, Any]) -> TrainState:
-    """The state that a run begins with, by its own seed."""
-    trainable, fixed = partition(loop.init_params(run), run.config.trainable, run.config.fixed)
+def first_state(run: loop.Run, card: Mapping[str, Any]) -> TrainState:
+    """The state that a run begins with: parameters by its own seed, or those of `train.init_from`."""
+    params = loop.init_params(run)
+    if run.config.init_from:
+        params = init_from.load(run.config.init_from, params, card)
+    trainable, fixed = partition(params, run.config.trainable, run.config.fixed)
     return init_state(run.spec, trainable, fixed, run.seed)
 
 
@@ -148,6 +158,23 @@ def require_fit(projector, projector_config, objective) -> None:
             f"but {projector.__name__} gives {few} for 100 frames and {many} for 1000; set its "
             "pooling to 'adaptive' (qformer: window=0)"
         )
+
+
+def vocabulary_texts(config: Mapping[str, Any], split: splits.Split) -> list[str]:
+    """Training transcripts, and the lines of `vocabulary.texts`.
+
+    Raises:
+        DataError: a text file that cannot be read.
+    """
+    texts = [u.text for u in split.train]
+    path = config["vocabulary"].get("texts", "")
+    if not path:
+        return texts
+    try:
+        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise DataError(f"vocabulary.texts={path!r}: cannot read ({error})") from error
+    return [*texts, *(line for line in lines if vocabulary.spoken_form(line))]
 
 
 def read_split(config: Mapping[str, Any]) -> splits.Split:
