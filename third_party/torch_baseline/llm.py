@@ -41,7 +41,10 @@ def compiled(function: Callable, mode: str) -> Callable:
     """`function` as it is ('eager') or compiled in a mode of `torch.compile`."""
     if mode not in MODES:
         raise ValueError(f"mode={mode!r}; expected one of {', '.join(MODES)}")
-    return function if mode == "eager" else torch.compile(function, mode=mode, fullgraph=True)
+    if mode == "eager":
+        return function
+    # Whole graphs of fixed shapes: a break or a symbolic size would cost CUDA graphs without a word.
+    return torch.compile(function, mode=mode, fullgraph=True, dynamic=False)
 
 
 class Generator:
@@ -64,6 +67,9 @@ class Generator:
         """Args: the LLM; ids that end an answer; what every prompt begins with; limits; how the step runs
         (one of MODES); tokens between two looks at whether all rows have ended."""
         self.model, self.max_new_tokens, self.batch_size = model, max_new_tokens, batch_size
+        self._is_compiled = mode != "eager"
+        # Kept between calls: a CUDA graph is bound to where its cache lies.
+        self._caches: dict[tuple[int, int], transformers.StaticCache] = {}
         self._stops = torch.tensor(sorted(stop_ids), device=model.device)
         self._look_every = look_every
         self._prefix = self._read_prefix(list(prefix_ids))
@@ -84,8 +90,10 @@ class Generator:
         order = sorted(range(len(tails)), key=lambda i: len(tails[i]))
         for start in range(0, len(order), self.batch_size):
             rows = order[start : start + self.batch_size]
-            found = self._finish(self.generate_batch([tails[i] for i in rows]))
-            answers |= zip(rows, found, strict=True)
+            batch = [tails[i] for i in rows]
+            if self._is_compiled:  # one shape for all batches
+                batch += [batch[0]] * (self.batch_size - len(batch))
+            answers |= zip(rows, self._finish(self.generate_batch(batch)), strict=False)
             if on_batch:
                 on_batch(len(rows))
         return [answers[i] for i in range(len(tails))]
@@ -95,33 +103,31 @@ class Generator:
         self, tails: Sequence[torch.Tensor], stop_early: bool = True
     ) -> torch.Tensor:
         """Ids [B, max_new_tokens] of one batch; past a row's stop id they mean nothing."""
-        cache, mask_BK, position_B, ids_B = self._prefill(tails)
+        cache, mask_BK, position_B, ids_B = self.prefill(tails)
         ids_BM = self._stops[:1].repeat(len(tails), self.max_new_tokens)
         ids_BM[:, 0] = ids_B
-        ended_B = torch.isin(ids_B, self._stops)
         for step in range(1, self.max_new_tokens):
-            ids_B, position_B = self._step(ids_B, position_B, mask_BK, cache)
+            if self._is_compiled:
+                torch.compiler.cudagraph_mark_step_begin()
+            outputs = self._step(ids_B, position_B, mask_BK, cache)
             # A CUDA graph writes its outputs to the same place at every replay.
-            ids_B, position_B = ids_B.clone(), position_B.clone()
+            ids_B, position_B = (x.clone() for x in outputs)
             ids_BM[:, step] = ids_B
-            ended_B |= torch.isin(ids_B, self._stops)
-            if stop_early and step % self._look_every == 0 and bool(ended_B.all()):
-                break
+            if stop_early and step % self._look_every == 0:
+                ended_B = torch.isin(ids_BM[:, : step + 1], self._stops).any(1)
+                if bool(ended_B.all()):
+                    break
         return ids_BM
 
-    def _prefill(self, tails: Sequence[torch.Tensor]):
-        """A cache that holds the prompts, its mask, and every row's first token."""
-        batch, longest = len(tails), max(len(t) for t in tails)
-        length = -(-longest // _BUCKET) * _BUCKET
-        start = self._num_prefix
-        cache_length = start + length + self.max_new_tokens
-        cache = transformers.StaticCache(config=self.model.config, max_cache_len=cache_length)
-        if self._prefix is not None:
-            for i, layer in enumerate(self._prefix.layers):
-                shape = (batch, -1, -1, -1)
-                cache.update(layer.keys.expand(shape), layer.values.expand(shape), i)
+    @torch.no_grad()
+    def prefill(self, tails: Sequence[torch.Tensor]):
+        """A cache that holds the prompts, its mask, the next position and every row's first token."""
+        batch, start = len(tails), self._num_prefix
+        length = -(-max(len(t) for t in tails) // _BUCKET) * _BUCKET
+        cache = self._cache(batch, start + length + self.max_new_tokens)
         embeddings = tails[0].new_zeros(batch, length, tails[0].shape[1])
-        mask_BK = torch.ones(batch, cache_length, dtype=torch.bool, device=self.model.device)
+        size = (batch, start + length + self.max_new_tokens)
+        mask_BK = torch.ones(size, dtype=torch.bool, device=self.model.device)
         for row, tail in enumerate(tails):
             embeddings[row, length - len(tail) :] = tail
             mask_BK[row, start : start + length - len(tail)] = False
@@ -134,6 +140,19 @@ class Generator:
             logits_to_keep=1,
         ).logits[:, -1]
         return cache, mask_BK, positions_BN[:, -1] + 1, logits.argmax(-1)
+
+    def _cache(self, batch: int, length: int) -> transformers.StaticCache:
+        """A cache that holds the prefix and nothing else."""
+        key = (batch, length)
+        if key in self._caches:
+            self._caches[key].reset()
+        else:
+            config = self.model.config
+            self._caches[key] = transformers.StaticCache(config=config, max_cache_len=length)
+        for i, layer in enumerate(self._prefix.layers if self._prefix is not None else ()):
+            shape = (batch, -1, -1, -1)
+            self._caches[key].update(layer.keys.expand(shape), layer.values.expand(shape), i)
+        return self._caches[key]
 
     def _step_eager(self, ids_B, position_B, mask_BK, cache):
         logits = self.model(
