@@ -23,6 +23,9 @@ _LIMIT = flags.DEFINE_integer("limit", 0, "Only so many utterances, drawn by see
 _USE_LLM = flags.DEFINE_bool("use_llm", True, "Ask the LLM to repeat the text, too.")
 _DEVICE = flags.DEFINE_string("device", "cpu", "Torch device, e.g. cuda.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"], "Of the models.")
+_FALLBACK = flags.DEFINE_bool(
+    "fallback", False, "Decode loops and guesses anew at rising temperatures, as Whisper's program does."
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Recordings a call.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", 64, "Longest answer of the LLM, in tokens."
@@ -45,6 +48,7 @@ def main(argv):
         device=_DEVICE.value,
         dtype=_DTYPE.value,
         batch_size=_BATCH_SIZE.value,
+        fallback=_FALLBACK.value,
         use_llm=_USE_LLM.value,
         max_new_tokens=_MAX_NEW_TOKENS.value,
     )

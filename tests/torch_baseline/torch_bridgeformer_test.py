@@ -22,6 +22,7 @@ CASES = {
     "rotary": {"positions": "rotary"},
     "learned, stride": {"positions": "learned", "pooling": "stride", "max_positions": 16},
     "sinusoidal, adaptive": {"positions": "sinusoidal", "pooling": "adaptive", "stack": 1},
+    "window": {"pooling": "window", "num_tokens": 7},
     "attention": {"pooling": "attention", "stack": 2},
 }
 

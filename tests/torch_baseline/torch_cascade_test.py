@@ -25,9 +25,10 @@ RECORDING = "speechocean762/WAVE/SPEAKER0003/000030012.ogg"
 
 @pytest.mark.weights
 @pytest.mark.data
-@pytest.mark.parametrize("name", ["whisper-tiny.en", "whisper-base"])
-def test_real_decoders_read_real_speech(name, data_root, asset_cache):
-    whisper = cascade.Whisper(folders.open_folder(asset_cache / name), "cpu", torch.float32)
+@pytest.mark.parametrize("name, fallback", [("whisper-tiny.en", True), ("whisper-base", False)])
+def test_real_decoders_read_real_speech(name, fallback, data_root, asset_cache):
+    folder = folders.open_folder(asset_cache / name)
+    whisper = cascade.Whisper(folder, "cpu", torch.float32, fallback)
     waveform = audio.read_audio(data_root / RECORDING)
     assert whisper.transcribe([waveform])[0].lower().startswith("mark is going to see")
 

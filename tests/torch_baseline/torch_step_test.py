@@ -120,7 +120,10 @@ def check_readings(pair, batch):
 
 @pytest.mark.parametrize(
     "objective, values",
-    [("embedlink", {"cast": "stretch", "pad_weight": 0.5}), ("embedlink_ctc", {"centre": True})],
+    [
+        ("embedlink", {"cast": "stretch", "pad_weight": 0.5, "centre": True}),
+        ("embedlink_ctc", {"centre": True}),
+    ],
 )
 def test_switches_equal_ours(objective, values):
     run = tiny.make_run(objective=objective, augment_config=OFF)

@@ -94,6 +94,8 @@ class BridgeFormer(nn.Module):
         self.output_scale = nn.Parameter(torch.full((out_dim,), out_rms))
         if c["positions"] == "learned":
             self.positions = nn.Parameter(0.02 * torch.randn(c["max_positions"], dim))
+        if c["pooling"] == "window":
+            self.empty = nn.Parameter(torch.randn(dim))
         if c["pooling"] == "attention":
             self.queries = nn.Parameter(torch.randn(c["num_tokens"], dim))
             self.pool = Attention(dim, c["num_heads"])
@@ -121,7 +123,7 @@ class BridgeFormer(nn.Module):
     def num_audio_tokens(self, num_frames_B: torch.Tensor) -> torch.Tensor:
         """Valid audio tokens of so many frames."""
         c = self.values
-        if c["pooling"] in ("adaptive", "attention"):
+        if c["pooling"] in ("adaptive", "window", "attention"):
             return torch.full_like(num_frames_B, c["num_tokens"])
         tokens_B = -(-num_frames_B // c["stack"])
         return -(-tokens_B // c["pool_stride"]) if c["pooling"] == "stride" else tokens_B
@@ -149,9 +151,20 @@ class BridgeFormer(nn.Module):
             return _stride_average(x, mask_BA, c["pool_stride"])
         if kind == "adaptive":
             pooled = _adaptive_average(x, mask_BA, c["num_tokens"])
+        elif kind == "window":
+            pooled = self._window_average(x, mask_BA)
         else:
             pooled = self.pool(x, mask_BA, self.queries.expand(len(x), -1, -1))
         return pooled, mask_BA.new_ones(len(x), c["num_tokens"])
+
+    def _window_average(self, x: torch.Tensor, mask_BA: torch.Tensor) -> torch.Tensor:
+        """Spans of a fixed length from the start on; a learned vector where none of a span is valid."""
+        num_tokens = self.values["num_tokens"]
+        spans, filled = _stride_average(x, mask_BA, self.values["pool_stride"])
+        missing = max(num_tokens - spans.shape[1], 0)
+        spans, filled = F.pad(spans, (0, 0, 0, missing)), F.pad(filled, (0, missing))
+        spans = torch.where(filled[..., None], spans, self.empty.to(spans.dtype))
+        return spans[:, :num_tokens]
 
 
 def _rotate(x_BHAK: torch.Tensor) -> torch.Tensor:
@@ -199,6 +212,8 @@ def flax_views(model: BridgeFormer) -> dict[str, torch.Tensor | list[torch.Tenso
     views |= _norm("encoder_norm", model.encoder_norm)
     if model.values["positions"] == "learned":
         views["positions"] = model.positions
+    if model.values["pooling"] == "window":
+        views["empty"] = model.empty
     if model.values["pooling"] == "attention":
         views |= {"pool/queries": model.queries, **_attention("pool/attention", model.pool)}
     layers = [dict(_layer(layer)) for layer in model.layers]

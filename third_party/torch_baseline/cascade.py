@@ -1,8 +1,9 @@
 """The cascade: Whisper's own decoder writes a text, the LLM is asked to repeat it.
 
-What a user has without any alignment. Greedy, English, transcription without time stamps, the standard
-30 s window (Whisper's decoder was trained on nothing else), weights from the canonical folder. Scored by
-the package's own code on exactly the utterances that `experiments.evaluate` scores.
+What a user has without any alignment. English, transcription without time stamps, greedy or with Whisper's
+fallback to higher temperatures, the standard 30 s window (Whisper's decoder was trained on nothing else),
+weights from the canonical folder. Scored by the package's own code on exactly the utterances that
+`experiments.evaluate` scores.
 """
 
 import dataclasses
@@ -26,6 +27,12 @@ from tiny_align_jax.types import SAMPLE_RATE_HZ, AudioError, ConfigError, DataEr
 from tiny_align_jax.weights import assets
 
 WINDOW_S = 30.0
+# Radford et al. 2022, section 4.5, with the compression ratio as `transformers` measures it.
+_FALLBACK = {
+    "temperature": (0.0, 0.2, 0.4, 0.6, 0.8, 1.0),
+    "compression_ratio_threshold": 1.35,
+    "logprob_threshold": -1.0,
+}
 TRANSCRIPTS_FILE = "transcripts.jsonl"
 _MULTILINGUAL_VOCABULARY = 51_865  # OpenAI's own rule: one token fewer is an English-only model
 
@@ -38,22 +45,32 @@ class Config:
         device: a torch device, e.g. 'cpu' or 'cuda'.
         dtype: of Whisper and the LLM.
         batch_size: recordings a call.
+        fallback: decode anew at rising temperatures what looks like a loop or a guess, as Whisper's own
+            program does; greedy decoding alone now and then repeats a phrase up to the length limit.
         use_llm: ask the LLM, too.
         max_new_tokens: longest answer of the LLM.
+        seed: of the sampling under `fallback`.
     """
 
     device: str = "cpu"
     dtype: str = "float32"
     batch_size: int = 16
+    fallback: bool = False
     use_llm: bool = True
     max_new_tokens: int = 64
+    seed: int = 0
+
+    @property
+    def method(self) -> str:
+        """Names the decoding in files and tables."""
+        return "fallback" if self.fallback else "greedy"
 
 
 class Whisper:
     """Whisper with its decoder, from a canonical model folder."""
 
-    def __init__(self, folder: Any, device: str, dtype: torch.dtype):
-        """Loads the model in `folder`.
+    def __init__(self, folder: Any, device: str, dtype: torch.dtype, fallback: bool = False):
+        """Loads the model in `folder`; `fallback` as in `Config`.
 
         Raises:
             ConfigError: the folder holds an encoder that has no decoder.
@@ -73,7 +90,8 @@ class Whisper:
         self._extractor = transformers.WhisperFeatureExtractor(
             feature_size=model.config.num_mel_bins, chunk_length=int(WINDOW_S)
         )
-        self._prompt = self._complete_generation_config()
+        self._switches: dict[str, Any] = dict(_FALLBACK) if fallback else {"do_sample": False}
+        self._switches |= self._complete_generation_config()
 
     def _complete_generation_config(self) -> dict[str, str]:
         """Fills in what folders converted from CTranslate2 do not carry; returns generate's arguments."""
@@ -98,9 +116,7 @@ class Whisper:
         ).input_features
         inputs = features.to(self._model.device, self._model.dtype)
         mask = torch.ones(inputs.shape[0], inputs.shape[-1], device=inputs.device)
-        ids_BM = self._model.generate(
-            inputs, attention_mask=mask, num_beams=1, do_sample=False, **self._prompt
-        )
+        ids_BM = self._model.generate(inputs, attention_mask=mask, num_beams=1, **self._switches)
         end = self._model.generation_config.eos_token_id  # all control tokens lie at or above it
         kept = [[i for i in row if i < end] for row in ids_BM.tolist()]
         return [text.strip() for text in self._tokenizer.batch_decode(kept)]
@@ -135,7 +151,12 @@ def run(
     folder = assets.resolve(config["encoder"]["asset"], cache_dir)
     seconds = {}
     start_s = time.monotonic()
-    made_by = {"encoder": folder.fingerprint, "dtype": settings.dtype, "window_s": WINDOW_S}
+    made_by = {
+        "encoder": folder.fingerprint,
+        "dtype": settings.dtype,
+        "window_s": WINDOW_S,
+        "method": settings.method,
+    }
     log = _Transcripts(Path(workdir), made_by)
     skipped = _transcribe_all(config, wanted, folder, settings, log, progress)
     seconds["heard"] = round(time.monotonic() - start_s, 2)
@@ -162,7 +183,7 @@ def run(
         "use_llm": settings.use_llm,
         "dataset": config["dataset"]["name"],
         "projector": "cascade",
-        "objective": "Whisper's own decoder, greedy",
+        "objective": f"Whisper's own decoder, {settings.method}",
         "encoder": config["encoder"]["asset"],
         "llm": config["llm"]["asset"],
         "step": None,
@@ -173,6 +194,7 @@ def run(
         "num_answers_cut": stopped.count(False),
         "intervals": dataclasses.asdict(scoring_config),
         "normalizers": scoring.score(scoring_config, utterances, systems, pairs),
+        "reading": {"method": settings.method},
         "seconds": seconds,
         "versions": versions(settings),
     }
@@ -251,7 +273,9 @@ def _transcribe_all(
     )
     if not todo:
         return skipped
-    whisper = Whisper(folder, settings.device, getattr(torch, settings.dtype))
+    torch.manual_seed(settings.seed)
+    dtype = getattr(torch, settings.dtype)
+    whisper = Whisper(folder, settings.device, dtype, settings.fallback)
     with tqdm.tqdm(
         total=len(utterances),
         initial=len(utterances) - len(todo),

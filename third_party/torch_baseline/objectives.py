@@ -37,11 +37,17 @@ def weighted_mean(loss_B: torch.Tensor, weight_B: torch.Tensor) -> torch.Tensor:
 class EmbedLink(nn.Module):
     """Squared error and cosine against the transcript's rows, cast to the number of audio tokens."""
 
+    table: torch.Tensor
+    mean: torch.Tensor
+    variance: torch.Tensor
+
     def __init__(self, values: Mapping[str, Any], table_VD: torch.Tensor):
         super().__init__()
         self.values = dict(values)
         self.register_buffer("table", table_VD, persistent=False)
         self.register_buffer("variance", table_VD.float().var(correction=0), persistent=False)
+        mean_D = table_VD.float().mean(0) * self.values["centre"]
+        self.register_buffer("mean", mean_D, persistent=False)
 
     def compute(self, audio_BAD, mask_BA, targets_BL, num_targets_B, weight_B):
         """The mean loss."""
@@ -49,7 +55,7 @@ class EmbedLink(nn.Module):
         rows_BA, is_text_BA = self._cast(targets_BL, num_targets_B, audio_BAD.shape[1])
         target_BAD = F.embedding(rows_BA, self.table).float()
         mse_BA = (audio_BAD - target_BAD).square().mean(-1) / self.variance
-        cosine_BA = (_unit(audio_BAD) * _unit(target_BAD)).sum(-1)
+        cosine_BA = (_unit(audio_BAD - self.mean) * _unit(target_BAD - self.mean)).sum(-1)
         share_BA = torch.where(is_text_BA, 1.0, v["pad_weight"]) * mask_BA
         loss_BA = v["mse_weight"] * mse_BA + v["cosine_weight"] * (1 - cosine_BA)
         loss_B = (loss_BA * share_BA).sum(-1) / share_BA.sum(-1).clamp(min=1e-6)
@@ -74,15 +80,22 @@ class EmbedLink(nn.Module):
 
     def read(self, audio_BAD: torch.Tensor, mask_BA: torch.Tensor):
         """Nearest row at each audio token, and which of them carry text."""
-        best_BA = (_unit(audio_BAD) @ _unit(self.table.float()).T).argmax(-1)
+        unit_table = _unit(self.table.float() - self.mean)
+        best_BA = (_unit(audio_BAD - self.mean) @ unit_table.T).argmax(-1)
         if self.values["cast"] == "pad":
-            return best_BA, ((best_BA == 0).cumsum(1) == 0) & mask_BA
+            is_text = best_BA != 0
+            if self.values["at_end"] == "stop":
+                is_text = (~is_text).cumsum(1) == 0
+            return best_BA, is_text & mask_BA
         previous = F.pad(best_BA[:, :-1], (1, 0))
         return best_BA, (best_BA != previous) & (best_BA != 0) & mask_BA
 
 
 class EmbedLinkCTC(nn.Module):
     """`F.ctc_loss` over cosine logits against the table's rows and, last, a learned blank."""
+
+    unit_table: torch.Tensor
+    mean: torch.Tensor
 
     def __init__(self, values: Mapping[str, Any], table_VD: torch.Tensor):
         super().__init__()
@@ -91,11 +104,11 @@ class EmbedLinkCTC(nn.Module):
         self.blank = nn.Parameter(torch.randn(dim) / math.sqrt(dim))
         self.blank_bias = nn.Parameter(torch.zeros(()))
         self.log_scale = nn.Parameter(torch.tensor(math.log(self.values["initial_scale"])))
-        mean = table_VD.float().mean(0)
-        self.register_buffer("mean", mean if self.values["centre"] else None, persistent=False)
-        centred = table_VD.float() - mean if self.values["centre"] else table_VD.float()
+        mean_D = table_VD.float().mean(0) * self.values["centre"]
+        self.register_buffer("mean", mean_D, persistent=False)
         dtype = getattr(torch, self.values["logits_dtype"])
-        self.register_buffer("unit_table", _unit(centred).to(dtype), persistent=False)
+        unit_table = _unit(table_VD.float() - mean_D).to(dtype)
+        self.register_buffer("unit_table", unit_table, persistent=False)
 
     def compute(self, audio_BAD, mask_BA, targets_BL, num_targets_B, weight_B):
         """Log-probabilities [A, B, V + 1], float32: the layout that the loss reads."""
@@ -103,7 +116,7 @@ class EmbedLinkCTC(nn.Module):
 
     def log_probs(self, audio: torch.Tensor) -> torch.Tensor:
         """Over the table's rows and, last, the blank."""
-        audio = _unit(audio if self.mean is None else audio - self.mean)
+        audio = _unit(audio - self.mean)
         scale = self.log_scale.exp()
         with torch.autocast(audio.device.type, enabled=False):
             rows = audio.to(self.unit_table.dtype) @ self.unit_table.T
@@ -135,6 +148,10 @@ class EmbedLinkCTC(nn.Module):
 class NextToken(nn.Module):
     """Cross-entropy of the transcript through the frozen LLM, which reads the audio in its prompt."""
 
+    row_ids: torch.Tensor
+    prefix: torch.Tensor
+    suffix: torch.Tensor
+
     def __init__(self, llm: Any, row_ids_V, prefix_ids, suffix_ids, remat: bool = False):
         """Args: frozen causal LLM; LLM id of each table row, row 0 ends the answer; prompt around the
         audio; recompute activations in the backward pass."""
@@ -149,10 +166,18 @@ class NextToken(nn.Module):
             llm.gradient_checkpointing_enable({"use_reentrant": False})
             llm.train()  # recomputation is off in eval mode; these LLMs have no dropout
 
+    @property
+    def llm(self) -> Any:
+        """The frozen LLM."""
+        return self._llm[0]
+
+    def embedded_suffix(self) -> torch.Tensor:
+        """Embeddings of what follows the audio in the prompt."""
+        return self.llm.get_input_embeddings()(self.suffix)
+
     def compute(self, audio_BAD, mask_BA, targets_BL, num_targets_B, weight_B):
         """The mean loss."""
-        (llm,) = self._llm
-        batch, length = targets_BL.shape
+        llm, (batch, length) = self.llm, targets_BL.shape
         embed = llm.get_input_embeddings()
         prefix, suffix = (embed(ids).expand(batch, -1, -1) for ids in (self.prefix, self.suffix))
         answer = embed(self.row_ids[targets_BL])
