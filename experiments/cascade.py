@@ -24,7 +24,9 @@ _USE_LLM = flags.DEFINE_bool("use_llm", True, "Ask the LLM to repeat the text, t
 _DEVICE = flags.DEFINE_string("device", "cpu", "Torch device, e.g. cuda.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"], "Of the models.")
 _FALLBACK = flags.DEFINE_bool(
-    "fallback", False, "Decode loops and guesses anew at rising temperatures, as Whisper's program does."
+    "fallback",
+    False,
+    "Decode loops and guesses anew at rising temperatures, as Whisper's program does.",
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "Recordings a call.")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
