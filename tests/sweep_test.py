@@ -1,5 +1,6 @@
 """Sweeps: the product, what cannot be, and a whole miniature sweep with a crash in it."""
 
+import contextlib
 import dataclasses
 import importlib
 import json
@@ -224,7 +225,8 @@ def test_lanes_train_as_runs_alone_would(config, world, tmp_path, monkeypatch):
     def result(folder, k):
         path = tmp_path / folder / points[k].name
         summary = json.loads((path / "train_result.json").read_text())
-        log = [json.loads(t) for t in (path / "train.jsonl").read_text().splitlines()]
+        lines = [json.loads(t) for t in (path / "train.jsonl").read_text().splitlines()]
+        log = [line for line in lines if "train_s" not in line]
         return safetensors.load_tree(path / "projector.safetensors"), summary, log
 
     found, summary, log = result("lanes", 2)
@@ -258,6 +260,25 @@ def test_a_lane_that_diverges_leaves_the_others(config, world, tmp_path):
     found = _run(points, tmp_path, world, score="none", lanes=2, invocation="one")
     assert [s["status"] for s in found.values()] == ["finished", "failed"]
     assert "NonFiniteLossError" in found[points[1].name]["error"]
+
+
+def test_points_of_one_training_are_scored_by_several_processes(
+    config, world, tmp_path, monkeypatch
+):
+    """The lock on a training is let go as soon as it is done, before its point is scored."""
+    points = sweep.expand(config, {"snap": [{"evaluation.snap": s} for s in ("soft", "none")]})
+    held = []
+
+    def score(runner, point, folder, status):
+        lock = filelock.FileLock(runner._lane_lock(point).lock_file)
+        with contextlib.suppress(filelock.Timeout), lock.acquire(timeout=0):
+            held.append(point.name)
+        return {}
+
+    monkeypatch.setattr(sweep_run.Runner, "_score", score)
+    monkeypatch.setattr(run, "train", lambda *a, **k: {"finished": True})
+    _run(points, tmp_path, world, score="none")
+    assert held == [p.name for p in points]
 
 
 def test_two_processes_share_the_points(config, world, tmp_path, monkeypatch):

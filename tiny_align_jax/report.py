@@ -41,6 +41,7 @@ class Entry:
         validation: (step, scores) during training.
         losses: (step, loss).
         predictions: lines of the scored predictions, () if not scored.
+        clock: training seconds at each validated step, where they were logged.
         system: the column of the predictions that counts.
     """
 
@@ -54,6 +55,7 @@ class Entry:
     validation: tuple[tuple[int, Mapping[str, float]], ...]
     losses: tuple[tuple[int, float], ...]
     predictions: tuple[Mapping[str, Any], ...]
+    clock: Mapping[int, float]
     system: str
 
     @functools.cached_property
@@ -87,7 +89,9 @@ class Entry:
         return [line["speaker"] for line in sorted(self.predictions, key=lambda line: line["id"])]
 
     def seconds(self, step: int) -> float:
-        """Training seconds until `step`, compilation and validation left out: steps cost alike."""
+        """Training seconds until `step`, compilation and validation left out; as logged, if they were."""
+        if step in self.clock and not self.result.get("timed_from_step", 0):
+            return self.clock[step]
         timed = self.result["step"] - self.result.get("timed_from_step", 0)
         return self.result["train_s"] * step / max(timed, 1)
 
@@ -301,6 +305,7 @@ def _entry(folder: Path, point: Mapping[str, Any], scoring: str, system: str) ->
         ),
         losses=tuple((line["step"], line["loss"]) for line in lines if "loss" in line),
         predictions=predictions,
+        clock={line["step"]: line["train_s"] for line in lines if "train_s" in line},
         system=system or _system(point, scoring),
     )
 

@@ -6,6 +6,7 @@ points that differ by seed or learning rate alone may train as lanes of one prog
 run the same points: each takes what no other has taken, and what a dead one has left.
 """
 
+import contextlib
 import dataclasses
 import gc
 import importlib.metadata
@@ -96,6 +97,7 @@ class Runner:
         self._settings = settings
         self._num_trained = 0
         self._points: Sequence[sweep.Point] = ()
+        self._locks: dict[str, filelock.BaseFileLock] = {}
         self._llms: dict[tuple[str, str], Llm] = {}
         self._about = {"source": source_version(), "versions": _versions()}
 
@@ -121,7 +123,8 @@ class Runner:
             busy = []
             for point in left:
                 try:
-                    with self._lock(point).acquire(timeout=timeout_s):
+                    with contextlib.ExitStack() as locks:
+                        self._take(point, locks, timeout_s)
                         before = read_status(self.workdir / point.name)
                         status = found[point.name] = self._run_one(point)
                 except filelock.Timeout:
@@ -140,11 +143,22 @@ class Runner:
             status.get("invocation") == self._settings.invocation
         )
 
-    def _lock(self, point: sweep.Point) -> filelock.BaseFileLock:
-        """Held while a point, or one that may train beside it, is being run; falls with its process."""
-        folder = self.workdir / _LOCKS
-        folder.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(folder / f"{sweep.lane_key(point.config)}.lock")
+    def _take(self, point: sweep.Point, locks: contextlib.ExitStack, timeout_s: float) -> None:
+        """Claims a point, and its training if that is still to be done; claims fall with the process."""
+        locks.enter_context(self._lock(point.name).acquire(timeout=timeout_s))
+        if not is_trained(self.workdir / point.name):
+            locks.enter_context(self._lane_lock(point).acquire(timeout=timeout_s))
+
+    def _lane_lock(self, point: sweep.Point) -> filelock.BaseFileLock:
+        """Held while a point, or one that may train beside it, is being trained."""
+        return self._lock(sweep.lane_key(point.config))
+
+    def _lock(self, name: str) -> filelock.BaseFileLock:
+        if name not in self._locks:
+            folder = self.workdir / _LOCKS
+            folder.mkdir(parents=True, exist_ok=True)
+            self._locks[name] = filelock.FileLock(folder / f"{name}.lock")
+        return self._locks[name]
 
     def _run_one(self, point: sweep.Point) -> dict[str, Any]:
         folder = self.workdir / point.name
@@ -175,6 +189,7 @@ class Runner:
         start_s = time.monotonic()
         try:
             added = self._train(point, folder)
+            self._lane_lock(point).release()  # others may take this training over now
             if added is None:
                 return {**status, "status": INTERRUPTED, "error": "interrupted; run it again"}
             scored = self._score(point, folder, status)

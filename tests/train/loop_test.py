@@ -25,8 +25,13 @@ def _fit(run, workdir, **kwargs):
     return loop.fit(run, initial_state(run), workdir, progress=False, **kwargs)
 
 
-def _lines(workdir):
+def _all_lines(workdir):
     return [json.loads(line) for line in (workdir / "train.jsonl").read_text().splitlines()]
+
+
+def _lines(workdir):
+    """What two equal runs log alike: all but the clock."""
+    return [line for line in _all_lines(workdir) if "train_s" not in line]
 
 
 def _losses(workdir):
@@ -128,6 +133,26 @@ def test_bfloat16_compute_keeps_float32_parameters(tmp_path):
 
 
 # ---- validation and logs ----------------------------------------------------------------------
+
+
+def test_stops_when_validation_no_longer_improves(tmp_path):
+    scores = iter([0.9, 0.7, 0.8, 0.7, 0.6])
+    run = make_run(
+        validate=lambda params: {"wer": next(scores)}, num_steps=60, validate_every=2, patience=2
+    )
+    result = _fit(run, tmp_path)
+    assert result.finished and (result.step, result.stopped) == (8, "patience=2")
+    assert (result.best["wer"], result.best["step"]) == (0.7, 4)
+    assert 0 < result.best["train_s"] <= result.train_s and result.validation == {"wer": 0.7}
+    clock = [line["train_s"] for line in _all_lines(tmp_path) if "train_s" in line]
+    assert len(clock) == 4 and clock == sorted(clock)
+
+
+def test_stops_when_time_is_up(tmp_path):
+    result = _fit(make_run(num_steps=60, max_train_s=1e-9), tmp_path)
+    assert result.finished and result.step == 0 and result.stopped == "max_train_s=1e-09"
+    with pytest.raises(ConfigError, match=r"max_train_s=-1.*patience needs validations"):
+        loop.Config(max_train_s=-1, patience=3)
 
 
 def test_validates_when_told_and_at_the_end(tmp_path):

@@ -96,8 +96,9 @@ def _train(
             book.log(groups[i], {name: values[i] for name, values in host.items()})
         if loop.crossed(previous, done, config.validate_every) or done == config.num_steps:
             before_s = time.monotonic()
+            train_s = before_s - start_s - validate_s - steps.compile_s
             for i, book in enumerate(books):
-                book.validate(lane_of(states, i), done)
+                book.validate(lane_of(states, i), done, train_s)
             validate_s += time.monotonic() - before_s
     train_s = time.monotonic() - start_s - validate_s - steps.compile_s
     return states, train_s, steps.compile_s
@@ -140,8 +141,9 @@ class _Book:
         except NonFiniteLossError as error:
             self._error = error
 
-    def validate(self, state: step_lib.TrainState, done: int) -> None:
+    def validate(self, state: step_lib.TrainState, done: int, train_s: float) -> None:
         if self._error is None:
+            self._log.write(done, {"train_s": train_s})
             self._validation, _ = loop.validate_now(self._run, state, self._log, done)
 
     def result(

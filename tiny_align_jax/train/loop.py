@@ -47,6 +47,10 @@ class Config:
         fixed: path patterns of those that do not; every parameter must match exactly one of the two.
         log_every: steps between log lines.
         validate_every: steps between validations; 0 for only at the end.
+        validate_limit: validate on so many utterances only, drawn by seed 0; 0 for all.
+        patience: stop after so many validations in a row without a better WER; 0 for never.
+        max_train_s: stop after so many seconds of training, compilation and validation left out; 0 for
+            never.
         checkpoint_every: steps between checkpoints; 0 for only at the end.
         keep_checkpoints: how many stay on disk.
     """
@@ -64,6 +68,9 @@ class Config:
     fixed: tuple[str, ...] = ()
     log_every: int = 20
     validate_every: int = 0
+    validate_limit: int = 0
+    patience: int = 0
+    max_train_s: float = 0.0
     checkpoint_every: int = 0
     keep_checkpoints: int = 2
 
@@ -74,8 +81,11 @@ class Config:
             for key in (*counts, "keep_checkpoints")
             if getattr(self, key) < 1
         ]
-        if self.num_steps < 0:
-            problems.append(f"train.num_steps={self.num_steps}; expected 0 or more")
+        for key in ("num_steps", "validate_limit", "patience", "max_train_s"):
+            if getattr(self, key) < 0:
+                problems.append(f"train.{key}={getattr(self, key)}; expected 0 or more")
+        if self.patience and not self.validate_every:
+            problems.append("train.patience needs validations on the way; set train.validate_every")
         for key, choices in (("resident", RESIDENT), ("compute_dtype", COMPUTE_DTYPES)):
             if getattr(self, key) not in choices:
                 expected = ", ".join(choices)
@@ -119,6 +129,8 @@ class Result:
         compile_s: seconds of compilation.
         validation: last validation scalars.
         finished: False if a signal ended the run early.
+        stopped: why it ended before the last step, '' if it did not.
+        best: the best validation (lowest WER) with its 'step' and 'train_s', {} without any.
     """
 
     params: PyTree
@@ -128,6 +140,8 @@ class Result:
     compile_s: float
     validation: dict[str, float]
     finished: bool
+    stopped: str = ""
+    best: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 def init_params(run: Run) -> PyTree:
@@ -184,12 +198,11 @@ def fit(
         )
         dispatch = _Dispatcher(run, buckets)
         logging.info("buckets of %s frames, %s", buckets, dispatch.describe())
-        validation: dict[str, float] = {}
-        validate_s, start_s = 0.0, time.monotonic()
+        watch = _Watch(config, dispatch, first_step)
         pending: tuple[batching.Group, dict] | None = None
 
         with RunLog(workdir, first_step, config.num_steps, progress) as log:
-            while done < config.num_steps and not interrupt.seen:
+            while done < config.num_steps and not interrupt.seen and not watch.stopped:
                 # ---- steps ------------------------------------------------------------------------
                 group = shorten(next(groups), config.num_steps - done)
                 state, metrics = dispatch(state, frozen, group)
@@ -204,8 +217,7 @@ def fit(
                 if crossed(previous, done, config.validate_every) and done < config.num_steps:
                     log_group(run, log, *pending)
                     pending = None
-                    validation, seconds = validate_now(run, state, log, done)
-                    validate_s += seconds
+                    watch.validate(run, state, log, done)
                 if crossed(previous, done, config.checkpoint_every) and done < config.num_steps:
                     log_group(run, log, *(pending or (None, None)))
                     pending = None
@@ -213,10 +225,10 @@ def fit(
             if pending is not None:
                 log_group(run, log, *pending)
             jax.block_until_ready(state.trainable)
-            train_s = time.monotonic() - start_s - validate_s - dispatch.compile_s
+            train_s = watch.train_s()
             saver.save(state)
-            if done >= config.num_steps:
-                validation, _ = validate_now(run, state, log, done)
+            if (done >= config.num_steps or watch.stopped) and watch.validated != done:
+                watch.validate(run, state, log, done)
 
     if interrupt.seen:
         logging.warning(
@@ -231,8 +243,10 @@ def fit(
         first_step=first_step,
         train_s=train_s,
         compile_s=dispatch.compile_s,
-        validation=validation,
-        finished=done >= config.num_steps,
+        validation=watch.validation,
+        finished=done >= config.num_steps or bool(watch.stopped),
+        stopped=watch.stopped,
+        best=watch.best,
     )
 
 
@@ -281,6 +295,46 @@ class _Dispatcher:
         rows = zip(group.index_KB, group.weight_KB, strict=True)
         batches = [batching.gather(self._run.examples, i, w, group.max_frames) for i, w in rows]
         return jax.tree.map(lambda *parts: np.stack(parts), *batches)
+
+
+class _Watch:
+    """The clock of a run: its validations, the best of them, and whether it is time to stop."""
+
+    def __init__(self, config: Config, dispatch: _Dispatcher, first_step: int):
+        self._config, self._dispatch, self._first_step = config, dispatch, first_step
+        self._start_s, self._validate_s = time.monotonic(), 0.0
+        self._since_best = 0
+        self.validation: dict[str, float] = {}
+        self.validated: int | None = None
+        self.best: dict[str, float] = {}
+
+    def train_s(self) -> float:
+        """Seconds of training so far."""
+        return time.monotonic() - self._start_s - self._validate_s - self._dispatch.compile_s
+
+    @property
+    def stopped(self) -> str:
+        """Why training is to end now, '' if it is not."""
+        limit_s, patience = self._config.max_train_s, self._config.patience
+        if limit_s and self.train_s() > limit_s:
+            return f"max_train_s={limit_s:g}"
+        if patience and self._since_best >= patience:
+            return f"patience={patience}"
+        return ""
+
+    def validate(self, run: Run, state, log: RunLog, done: int) -> None:
+        train_s = self.train_s()
+        if done > self._first_step:
+            log.write(done, {"train_s": train_s})
+        self.validation, seconds = validate_now(run, state, log, done)
+        self._validate_s += seconds
+        self.validated = done
+        if "wer" not in self.validation:
+            return
+        self._since_best += 1
+        if not self.best or self.validation["wer"] < self.best["wer"]:
+            self._since_best = 0
+            self.best = {**self.validation, "step": done, "train_s": round(train_s, 2)}
 
 
 class _Interrupt:

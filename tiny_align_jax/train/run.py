@@ -144,6 +144,8 @@ def _summary(
         "train_s": round(result.train_s + before.get("train_s", 0), 2),
         "compile_s": round(result.compile_s + before.get("compile_s", 0), 2),
         "validation": result.validation,
+        "best_validation": result.best,
+        "stopped": result.stopped,
         "num_utterances": len(prepared.run.examples),
         "num_skipped": len(prepared.skipped),
         "trainable_params": count(prepared.state.trainable),

@@ -109,7 +109,13 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     validate = None
     if split.validation:
         validation_examples, _ = examples(
-            "validation", split.validation, cache, report, rows, can_emit, targets=False
+            "validation",
+            _some(split.validation, train_config.validate_limit),
+            cache,
+            report,
+            rows,
+            can_emit,
+            targets=False,
         )
         references = {u.utterance_id: u.text for u in split.validation}
         if spec.llm is None:
@@ -143,6 +149,14 @@ def first_state(run: loop.Run, card: Mapping[str, Any]) -> TrainState:
         params = init_from.load(run.config.init_from, params, card)
     trainable, fixed = partition(params, run.config.trainable, run.config.fixed)
     return init_state(run.spec, trainable, fixed, run.seed)
+
+
+def _some(utterances: Sequence[Utterance], limit: int) -> Sequence[Utterance]:
+    """At most `limit` of them in their order, drawn by seed 0; 0 for all."""
+    if not limit or limit >= len(utterances):
+        return utterances
+    drawn = np.random.default_rng(0).permutation(len(utterances))[:limit]
+    return [utterances[i] for i in sorted(drawn)]
 
 
 def require_fit(projector, projector_config, objective) -> None:
