@@ -38,6 +38,7 @@ class LlmJudge:
         words: tokenizer.Tokenizer,
         sentences: Sequence[str] = (),
         batch_sizes: Sequence[int] | None = None,
+        max_context_tokens: int = 0,
     ):
         """Reads the lines before the text.
 
@@ -55,7 +56,7 @@ class LlmJudge:
             raise ConfigError(f"context sentences contain control tokens ({', '.join(found)})")
         lines = "".join(f"{_LINE} {s}\n" for s in sentences) + _LINE
         first = words.eos_id if words.bos_id is None else words.bos_id
-        ids = np.array([first, *words.encode(lines)], np.int32)
+        ids = np.array([first, *words.encode(lines)[-max_context_tokens:]], np.int32)
         self._llm, self._words = llm, words
         self._prefix = decode_loop.Prefix(
             decode_loop.read_prefix(llm.model, llm.params, ids[:-1]), len(ids) - 1

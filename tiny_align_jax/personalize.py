@@ -225,7 +225,9 @@ def _adapt(own: Aligner, how: Plan, corpus: fit.Corpus, other: replay.Replay, bi
     return jax.device_get(fit.run(spec, params, own.frozen, corpus, replayed, jobs, settings))
 
 
-def make_spec(base: Aligner, method: delta_lib.Method, config: fit.Config):
+def make_spec(
+    base: Aligner, method: delta_lib.Method, config: fit.Config, dtype: Any = jnp.float32
+) -> tuple[fit.Spec, dict[str, Any]]:
     """What `fit.run` compiles for, and the base's tree with the encoder where the method needs it."""
     params = {name: base.params[name] for name in ("projector", "objective")}
     if not method.needs_encoder:
@@ -233,4 +235,4 @@ def make_spec(base: Aligner, method: delta_lib.Method, config: fit.Config):
     module, encoder_config = loading.encoder_config(base.encoder_folder)
     layers = tuple(base.card["encoder"]["layers"])
     params["encoder"] = base.encoder_params()
-    return fit.Spec(base.ear, method, config, module.Encoder(encoder_config), layers), params
+    return fit.Spec(base.ear, method, config, module.Encoder(encoder_config, dtype), layers), params

@@ -21,6 +21,7 @@ from tiny_align_jax.aligner import Ear
 from tiny_align_jax.data import augment as augment_lib
 from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree
 
+TOP_ROWS = 16  # that a beam search may look at
 NOTHING = -1  # in readings: an audio token that carries no text
 _B1, _B2 = 0.9, 0.98
 
@@ -73,12 +74,14 @@ class Settings:
         decay: decoupled weight decay of the delta, towards the base.
         replay_weight: share of the loss that the replayed utterances get.
         rates: factor on the learning rate of every array of the delta; None for 1 everywhere.
+        stop_step: nothing changes from this step on; None for never.
     """
 
     learning_rate: Array
     decay: Array
     replay_weight: Array
     rates: Any = None
+    stop_step: Array | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,6 +184,52 @@ def run(
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], traces)
 
 
+@flax.struct.dataclass
+class Heard:
+    """What copies hear, by job J and row S of the user.
+
+    Attributes:
+        readings_JSA: greedy, as in `Trace`.
+        top_rows_JSAK: the K likeliest rows at each audio token, for a beam search.
+        top_log_probs_JSAK: their log-probabilities.
+        blank_JSA: log-probability of the blank.
+        num_tokens_JS: valid audio tokens.
+    """
+
+    readings_JSA: Array
+    top_rows_JSAK: Array | None
+    top_log_probs_JSAK: Array | None
+    blank_JSA: Array | None
+    num_tokens_JS: Array
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def hear(
+    spec: Spec, params: PyTree, frozen: Frozen, corpus: Corpus, jobs: Jobs, delta_J: delta_lib.Delta
+) -> Heard:
+    """Reads rows of the corpus with given deltas, one job at a time."""
+
+    def one(inputs):
+        job, delta = inputs
+        user = delta_lib.apply(params, delta)
+        own = jax.tree.map(lambda x: x[job.rows_JS], corpus)
+        audio_SAD, mask_SA = _project(spec, user, own, delta)
+        objective, config = spec.ear.objective, spec.ear.objective_config
+        prior = {**user["objective"], "row_bias": job.row_bias_JV}
+        reading = objective.read(config, prior, audio_SAD, mask_SA, frozen)
+        rows = jnp.where(reading.keep_BA, reading.rows_BA, NOTHING).astype(jnp.int16)
+        if not hasattr(objective, "log_probs"):
+            return Heard(rows, None, None, None, mask_SA.sum(-1))
+        log_probs = objective.log_probs(config, prior, audio_SAD, frozen)
+        # Row 0 ends a text; it is never spoken.
+        spoken = log_probs[..., 1:-1]
+        best, index = jax.lax.top_k(spoken, min(TOP_ROWS, spoken.shape[-1]))
+        top = (index + 1).astype(jnp.int16)
+        return Heard(rows, top, best, log_probs[..., -1], mask_SA.sum(-1))
+
+    return jax.lax.map(one, (jobs, delta_J))
+
+
 def _one(spec, params, frozen, corpus, replay, settings, job: Jobs) -> Trace:
     """One job; fields of `job` lack their leading axis."""
     config = spec.config
@@ -214,6 +263,8 @@ def _update(config: Config, settings: Settings, number, delta, updates):
     share = number / config.num_steps
     warm = jnp.minimum(1.0, (number + 1) / max(1.0, 0.1 * config.num_steps))
     rate = settings.learning_rate * warm * (1 - 0.9 * share)
+    if settings.stop_step is not None:
+        rate = jnp.where(number < settings.stop_step, rate, 0.0)
     rates = settings.rates or {name: 1.0 for name in delta}
     return {
         name: value - rate * rates[name] * (updates[name] + settings.decay * value)
@@ -281,7 +332,7 @@ def _look(spec, params, frozen, own: Corpus, job: Jobs, delta) -> Trace:
     return Trace(loss, rows, delta if spec.config.keep_deltas else None)
 
 
-def _project(spec, user, batch: Corpus, delta, key=None):
+def _project(spec, user, batch: Corpus, delta, key=None) -> Any:
     """Audio tokens of a batch and their mask."""
     if spec.encoder is None:
         features = batch.inputs

@@ -1,0 +1,80 @@
+"""Which way of adapting to a user works: all methods on simulated users, the chosen ones on test users.
+
+    python -m experiments.train --config=configs/so762.py --workdir=workdirs/dev \\
+        --config.encoder.window_s=12.8 --config.features.too_long=skip --config.split.validation_speakers=30
+    python -m experiments.train --config=configs/so762.py --workdir=workdirs/base \\
+        --config.encoder.window_s=12.8 --config.features.too_long=skip
+    python -m experiments.personalize_study --dev_base=workdirs/dev --base=workdirs/base --workdir=workdirs/study
+
+The first base is trained without 30 speakers, who are the simulated users; nothing is chosen on the test
+speakers of the second. Without --base or --dev_base one phase runs alone. Writes study.json as it goes,
+chosen.json between the phases, and report.md with pictures last.
+"""
+
+import json
+from pathlib import Path
+
+from absl import flags
+
+from experiments import _main
+
+_DEV = flags.DEFINE_string("dev_base", None, "Workdir of a base whose validation speakers choose.")
+_BASE = flags.DEFINE_string("base", None, "Workdir of the base whose test speakers are scored.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write to.", required=True)
+_METHODS = flags.DEFINE_list("methods", [], "Of configs/personalize.py; default: all that train.")
+_FACTORS = flags.DEFINE_list("factors", ["1", "0.3", "3"], "Times each method's learning rate.")
+_BUDGET_S = flags.DEFINE_float("budget_s", 150, "Begin no further point after so many seconds.")
+_JOBS = flags.DEFINE_integer("jobs_at_once", 32, "Copies that share a step.")
+_STEPS = flags.DEFINE_integer("steps_per_checkpoint", 8, "Updates between two of 5 checkpoints.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds on the test users.")
+_AUDIO = flags.DEFINE_bool("encoder", True, "Also methods that reach into the encoder.")
+_LLM = flags.DEFINE_bool("llm", True, "Also read with the LLM's help.")
+_USERS = flags.DEFINE_integer("max_users", 0, "Only the first so many users; 0 for all.")
+_NUM_BEST = flags.DEFINE_integer("num_best", 48, "Texts of an utterance that the LLM judges.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of projector and encoder.")
+
+
+def main(argv):
+    del argv
+    from configs import personalize as configs
+    from tiny_align_jax.adapt import fit, study, study_choose, study_report, study_run, study_test
+    from tiny_align_jax.aligner import Aligner
+    from tiny_align_jax.data import augment
+
+    names = _METHODS.value or [
+        n for n in configs.METHODS if _AUDIO.value or not n.startswith("encoder")
+    ]
+    sections = {n: json.loads(configs.get_config(n).to_json_best_effort()) for n in names}
+    points = study.points_of(sections, [float(f) for f in _FACTORS.value])
+    sizes = fit.Config(
+        steps_per_checkpoint=_STEPS.value,
+        jobs_at_once=_JOBS.value,
+        augment=augment.Config(warp=0.1),
+    )
+    config = study_run.Config(
+        budget_s=_BUDGET_S.value,
+        seeds=tuple(range(_SEEDS.value)),
+        dtype=_DTYPE.value,
+        max_users=_USERS.value,
+        num_best=_NUM_BEST.value,
+    )
+    cache_dir, folder = _main.CACHE_DIR.value, Path(_WORKDIR.value)
+
+    def ground(workdir, role, wanted):
+        base = Aligner.load(workdir, cache_dir, need_llm=_LLM.value)
+        reaches = any(p.method.needs_encoder for p in wanted)
+        base = _main.with_local_data(base)
+        return study_run.prepare(base, cache_dir, role, config, sizes, reaches)
+
+    if _DEV.value:
+        study_choose.run(ground(_DEV.value, "validation", points), points, config, folder)
+    if _BASE.value:
+        chosen = json.loads((folder / study_choose.FILE).read_text())
+        choice = study_test.Choice.of(chosen, points)
+        wanted = [choice.point] if choice.point else []
+        study_test.run(ground(_BASE.value, "test", wanted), choice, config, folder)
+    print(study_report.write(folder))
+
+
+if __name__ == "__main__":
+    _main.run(main)

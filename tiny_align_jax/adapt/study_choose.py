@@ -1,0 +1,186 @@
+"""First phase of the study: everything is tried on simulated users, and what is best is written down."""
+
+import dataclasses
+import json
+import os
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from absl import logging
+
+from tiny_align_jax.adapt import crew as crew_lib
+from tiny_align_jax.adapt import fit, study, study_reading, study_scores, word_prior
+from tiny_align_jax.adapt.study_run import CONTROL, Config, Ground, Notes
+
+FILE = "chosen.json"
+EVERYBODYS, OWN, RELATED, OTHERS = "everybody's", "own", "own and related", "other's and related"
+_PRIOR_WEIGHTS = (0.25, 0.5, 0.75, 1.0)
+
+
+@dataclasses.dataclass
+class Phase:
+    """What the parts of the phase share.
+
+    Attributes:
+        ground: users and sentences.
+        config: how much to do.
+        notes: the study's file.
+        own: a job a user and fold.
+        other: the same, learning from another user.
+        num_words: reference words of those jobs.
+        chosen: what has been chosen so far.
+    """
+
+    ground: Ground
+    config: Config
+    notes: Notes
+    own: crew_lib.Plan
+    other: crew_lib.Plan
+    num_words: int
+    chosen: dict[str, Any]
+
+    def wer(self, errors: np.ndarray) -> float:
+        """Pooled over all jobs."""
+        return round(float(errors.sum() / self.num_words), 5)
+
+
+def run(
+    ground: Ground, points: Sequence[study.Point], config: Config, folder: str | os.PathLike
+) -> dict[str, Any]:
+    """Tries everything on simulated users; writes study.json and chosen.json.
+
+    Returns:
+        contents of chosen.json.
+    """
+    lab, notes = ground.lab, Notes(folder, "choose")
+    own, other = (
+        crew_lib.plan(lab.crew, folds=config.folds, seeds=(0,), control=shift)
+        for shift in (0, CONTROL)
+    )
+    num_words = int(study_scores.words_of(lab.references(own)).sum())
+    chosen: dict[str, Any] = {"prior": 0.0, "weights": {}, "acoustic": None}
+    phase = Phase(ground, config, notes, own, other, num_words, chosen)
+    notes.write("users", {"speakers": len(lab.crew.speakers), "jobs": len(own), "words": num_words})
+    base = lab.hear(own)
+    notes.write("base", phase.wer(lab.errors(own, base)))
+    notes.part("word prior", lambda: _prior(phase))
+    notes.part("reading", lambda: _reading(phase, base))
+    notes.part("acoustics", lambda: _acoustics(phase, points))
+    (Path(folder) / FILE).write_text(json.dumps(chosen, indent=1, default=float) + "\n")
+    notes.write("chosen", chosen)
+    return chosen
+
+
+def _prior(phase: Phase) -> None:
+    """Weight of the word prior in greedy reading."""
+    lab, found = phase.ground.lab, {}
+    for weight in _PRIOR_WEIGHTS:
+        how = word_prior.Config(weight=weight)
+        own, control = (
+            phase.wer(lab.errors(plan, lab.hear(plan, prior=how)))
+            for plan in (phase.own, phase.other)
+        )
+        found[str(weight)] = {"own": own, "control": control}
+    phase.notes.write("word prior, greedy, by weight", found)
+    best = min(found, key=lambda weight: found[weight]["own"])
+    if found[best]["own"] < phase.notes.entries["base"]:
+        phase.chosen["prior"] = float(best)
+
+
+def _reading(phase: Phase, base: fit.Heard) -> None:
+    """Weights of the LLM behind every kind of context, without and with the word prior in the lists."""
+    if base.top_rows_JSAK is None or phase.ground.lab.crew.base.llm is None:
+        phase.notes.write("reading with the LLM", "no LLM, or an objective without probabilities")
+        return
+    _tune(phase, base, "")
+    if phase.chosen["prior"]:
+        how = word_prior.Config(weight=phase.chosen["prior"])
+        _tune(phase, phase.ground.lab.hear(phase.own, prior=how), ", words")
+
+
+def _tune(phase: Phase, heard: fit.Heard, tag: str) -> None:
+    ground, own, other = phase.ground, phase.own, phase.other
+    best = study_reading.n_best(ground.lab.crew, own, heard, phase.config.num_best)
+    contexts: dict[str, Callable[[int], Sequence[str]]] = {
+        EVERYBODYS: lambda job: ground.generic,
+        OWN: lambda job: ground.lines(own, job, related=False),
+        RELATED: lambda job: ground.lines(own, job),
+        OTHERS: lambda job: ground.lines(other, job),
+    }
+    said = {"no LLM": [[np.zeros(len(b.texts)) for b in bests] for bests in best]}
+    for name, lines in contexts.items():
+        said[name] = study_reading.judge(ground.lab.crew, own, {"": best}, lines)[""]
+    found: dict[str, Any] = {"oracle": phase.wer(study_reading.oracle(best))}
+    for name, scores in said.items():
+        weights = study_reading.tune(best, scores)
+        errors = study_reading.errors_at(best, scores, weights)
+        found[name] = {"wer": phase.wer(errors), **dataclasses.asdict(weights)}
+        phase.chosen["weights"][name + tag] = dataclasses.asdict(weights)
+    weights = study_reading.Weights(**phase.chosen["weights"][RELATED + tag])
+    control = study_reading.errors_at(best, said[OTHERS], weights)
+    found[OTHERS]["wer at own's weights"] = phase.wer(control)
+    phase.notes.write(f"reading with the LLM{tag}", found)
+
+
+def _acoustics(phase: Phase, points: Sequence[study.Point]) -> None:
+    """All points in order until the time is up; the best methods against their controls."""
+    began_s, best = time.monotonic(), {}
+    plans = {
+        reaches: crew_lib.plan(phase.ground.lab.crew, folds=folds, seeds=(0,))
+        for reaches, folds in ((False, phase.config.folds), (True, phase.config.encoder_folds))
+    }
+    for point in points:
+        if time.monotonic() - began_s > phase.config.budget_s:
+            logging.warning("out of time before %s", point)
+            phase.notes.append("points", {"point": str(point), "skipped": "out of time"})
+            continue
+        row = phase.notes.part(
+            str(point), lambda p=point: _point(phase, p, points, plans[p.method.needs_encoder])
+        )
+        if row and row["gain"] < best.get(point.name, (0, 0.0))[1]:
+            stop = dataclasses.replace(point, checkpoint=row["checkpoint"])
+            best[point.name] = (stop, row["gain"])
+    finalists = sorted(best.values(), key=lambda b: b[1])[: phase.config.finalists]
+    for point, _ in finalists:
+        phase.notes.part(f"final {point}", lambda p=point: _final(phase, p, points))
+
+
+def _point(phase: Phase, point: study.Point, points, plan: crew_lib.Plan) -> dict[str, Any]:
+    lab = phase.ground.lab
+    row = study.describe(lab, point, plan, lab.run(point, points, plan))
+    curve = np.array(row["wer_by_checkpoint"])
+    row["checkpoint"] = int(np.argmin(curve[1:])) + 1
+    row["gain"] = float(curve[row["checkpoint"]] - curve[0])
+    phase.notes.append("points", row)
+    return row
+
+
+def _final(phase: Phase, point: study.Point, points) -> None:
+    """A method's best point: its control, and trained on the validation utterances as well."""
+    lab, config = phase.ground.lab, phase.config
+    folds = config.encoder_folds if point.method.needs_encoder else config.folds
+    own, control, whole = (
+        crew_lib.plan(lab.crew, folds=folds, seeds=(0,), control=shift, validate=validate)
+        for shift, validate in ((0, True), (CONTROL, True), (0, False))
+    )
+    words = study_scores.words_of(lab.references(own)).sum()
+    ran = [lab.run(point, points, plan) for plan in (own, control, whole)]
+    guarded = ran[2].guarded(ran[0])
+    row = {
+        "point": str(point),
+        "checkpoint": point.checkpoint,
+        "base": ran[0].errors_CJN[0].sum() / words,
+        "own": ran[0].errors_CJN[-1].sum() / words,
+        "control": ran[1].errors_CJN[-1].sum() / words,
+        "own, guarded": ran[0].guarded(ran[0]).errors_CJN[-1].sum() / words,
+        "own, all utterances, guarded": guarded.errors_CJN[-1].sum() / words,
+        "own, early stop": ran[0].stopped().sum() / words,
+    }
+    phase.notes.append("finalists", row)
+    gain = float(row["own, all utterances, guarded"] - row["base"])
+    if gain < min(0.0, (phase.chosen["acoustic"] or {}).get("gain", 0.0)):
+        kept = ("name", "learning_rate", "replay_weight", "decay", "checkpoint")
+        phase.chosen["acoustic"] = {**{k: getattr(point, k) for k in kept}, "gain": gain}
