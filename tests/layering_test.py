@@ -67,6 +67,7 @@ MAX_MAIN_LINES = 90
 LONG_MAINS = {
     "quickstart": "strings all commands together as a user would type them",
     "reproduce_reading": "strings all commands of a published table together",
+    "reproduce_cross": "strings the sweeps of several published tables together",
     "reproduce_so762": "strings all commands of a published table together",
     "sweep": "runs points in processes of their own, so that one may die",
 }

@@ -8,7 +8,7 @@ import re
 import numpy as np
 import pytest
 
-from tiny_align_jax import report, report_page, report_tables
+from tiny_align_jax import report, report_page, report_race, report_tables
 from tiny_align_jax.types import ConfigError, DataError
 
 WORDS = ["cat", "dog", "cow", "hen", "pig", "fox", "owl", "bee", "ant", "elk"]
@@ -83,6 +83,31 @@ def test_paired_comparison_and_time_to_equal_score(sweep_folder):
     assert report.seconds_to_equal(bad, good)[2] is None
     text = report_tables.comparison(good, bad)
     assert "12.0 times sooner" in text and "significant at 95%" in text
+
+
+def test_a_searched_axis_shows_its_best_row(tmp_path):
+    for rate, wrong in (("0.1", 4), ("0.2", 2), ("0.3", 6)):
+        for seed in range(2):
+            labels = {"cell": "a", "rate": rate, "seed": str(seed)}
+            _point(tmp_path, f"a, {rate}", seed, wrong, labels=labels)
+    _point(tmp_path, "b, 0.1", 0, 5, labels={"cell": "b", "rate": "0.1", "seed": "0"})
+    rows, _ = report.load(tmp_path)
+    assert [r.name for r in report.best_of(rows, "rate", "wer")] == ["a, 0.2", "b, 0.1"]
+    assert [r.name for r in report.best_of(rows, "rate", "rouge1")] == ["a, 0.2", "b, 0.1"]
+
+
+def test_the_race_is_told_with_and_without_a_winner(sweep_folder):
+    rows, _ = report.load(sweep_folder)
+    good, bad = report.find_row(rows, "good"), report.find_row(rows, "bad")
+    # bad: 40 steps in 30 s, at 0.65 in the end; good: 40 in 10 s, below 0.65 after 10 steps.
+    text = report_race.tell(good, bad, good, "wer")
+    assert "750.00 ms of bad_50%, 250.00 ms of good, ratio 3.0" in text
+    assert "end-to-end did not emerge: 0.650 against 0.250 of good" in text
+    assert "12.0 times sooner" in text
+    assert "did not emerge" not in report_race.tell(good, bad, bad, "wer")
+    assert "good never reaches" not in text
+    assert "bad_50% never reaches 0.250" in report_race.tell(bad, good, bad, "wer")
+    assert "no validation on the way of none" in report_race.tell(good, bad, rows[0], "wer")
 
 
 def test_other_utterances_are_not_compared(sweep_folder):

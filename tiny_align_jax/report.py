@@ -43,6 +43,8 @@ class Entry:
         predictions: lines of the scored predictions, () if not scored.
         clock: training seconds at each validated step, where they were logged.
         system: the column of the predictions that counts.
+        labels: of the point on every axis.
+        index: number of the point in its sweep.
     """
 
     name: str
@@ -57,6 +59,8 @@ class Entry:
     predictions: tuple[Mapping[str, Any], ...]
     clock: Mapping[int, float]
     system: str
+    labels: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    index: int = 0
 
     @functools.cached_property
     def scores(self) -> dict[str, float]:
@@ -143,6 +147,11 @@ class Row:
         return self.mean(lambda e: e.result.get("train_s"))
 
     @property
+    def lanes(self) -> int:
+        """Runs that shared the seconds of the row's runs, see `train.lanes`; 1 where each ran alone."""
+        return max((e.result.get("lanes", 1) for e in self.entries), default=1)
+
+    @property
     def peak_mb(self) -> tuple[float | None, bool]:
         """Peak memory (device, else host), and whether it is only a bound: an earlier run's peak."""
         if not self.entries:
@@ -208,6 +217,25 @@ def make_row(name: str, entries: Sequence[Entry]) -> Row:
     rest = tuple(e for e in entries if e.status != sweep_run.FINISHED)
     shared = [m for m in METRICS if done and all(m in e.scores for e in done)]
     return Row(name, done, rest, {m: _score(done, m) for m in shared})
+
+
+def best_of(rows: Sequence[Row], axis: str, metric: str) -> list[Row]:
+    """Of rows that differ on one axis alone, the one with the best score; all others as they are.
+
+    For an axis that is searched, not compared, such as the learning rate; scores must be of validation
+    speakers.
+    """
+    sign = 1 if metric in LOWER_IS_BETTER else -1
+    groups: dict[tuple, list[Row]] = {}
+    for row in rows:
+        entry = (*row.entries, *row.unfinished)[0]
+        others = tuple((k, v) for k, v in entry.labels.items() if k not in (axis, "seed"))
+        groups.setdefault((others, entry.system), []).append(row)
+
+    def rank(row: Row) -> float:
+        return sign * row.scores[metric].mean if metric in row.scores else math.inf
+
+    return [min(members, key=rank) for members in groups.values()]
 
 
 def compare(a: Row, b: Row) -> dict[str, Comparison]:
@@ -307,6 +335,8 @@ def _entry(folder: Path, point: Mapping[str, Any], scoring: str, system: str) ->
         predictions=predictions,
         clock={line["step"]: line["train_s"] for line in lines if "train_s" in line},
         system=system or _system(point, scoring),
+        labels=point.get("labels", {}),
+        index=point.get("index", 0),
     )
 
 

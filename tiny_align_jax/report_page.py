@@ -25,6 +25,7 @@ def write(
     folder: Path,
     metric: str = "wer",
     pairs: Sequence[tuple[Row, Row]] = (),
+    races: Sequence[str] = (),
 ) -> dict[str, Path]:
     """Writes the whole report.
 
@@ -35,13 +36,14 @@ def write(
         folder: where to write.
         metric: what the pictures show.
         pairs: rows to compare.
+        races: further comparisons in words, from `report_race.tell`.
 
     Returns:
         Paths by kind.
     """
     folder.mkdir(parents=True, exist_ok=True)
     about = _about(rows, scoring)
-    compared = [report_tables.comparison(a, b) for a, b in pairs]
+    compared = [*(report_tables.comparison(a, b) for a, b in pairs), *races]
     pictures = report_plots.write(rows, folder, metric)
     texts = {
         "report.md": _markdown(rows, title, about, compared, pictures),
@@ -76,7 +78,7 @@ def _markdown(
     pictures: Mapping[str, Path],
 ) -> str:
     parts = [f"# {title}", about, report_tables.markdown(rows)]
-    parts += ["## Paired comparisons", *compared] if compared else []
+    parts += ["## Comparisons", *compared] if compared else []
     parts += [f"## {name}\n\n![{name}]({path.name})" for name, path in pictures.items()]
     return "\n\n".join(parts) + "\n"
 
@@ -95,7 +97,7 @@ def _page(
     parts.append("</table>")
     if compared:
         items = [line.removeprefix("- ") for text in compared for line in text.splitlines()]
-        parts.append("<h2>Paired comparisons</h2><ul>")
+        parts.append("<h2>Comparisons</h2><ul>")
         parts += [f"<li>{html.escape(item)}</li>" for item in items]
         parts.append("</ul>")
     for name, path in pictures.items():

@@ -30,7 +30,7 @@ def cells(rows: Sequence[Row]) -> tuple[list[str], list[list[str]]]:
         peak, is_bound = row.peak_mb
         line += [
             _number(row.params, ",.0f"),
-            _number(row.train_s, ".1f"),
+            _number(row.train_s, ".1f") + (f" ({row.lanes} at once)" if row.lanes > 1 else ""),
             ("≤ " if is_bound and peak is not None else "") + _number(peak, ",.0f"),
             note(row),
         ]
@@ -63,7 +63,7 @@ def to_csv(rows: Sequence[Row]) -> str:
     for metric in metrics:
         header += [metric, f"{metric}_seed_half_width"]
         header += [f"{metric}_speaker_low", f"{metric}_speaker_high"]
-    header += ["parameters", "train_s", "peak_mb", "peak_is_bound", "note"]
+    header += ["parameters", "train_s", "lanes", "peak_mb", "peak_is_bound", "note"]
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(header)
@@ -74,7 +74,7 @@ def to_csv(rows: Sequence[Row]) -> str:
             speakers = score.speakers if score else None
             line += [score.mean, score.half_width] if score else [None, None]
             line += [speakers.low, speakers.high] if speakers else [None, None]
-        writer.writerow([*line, row.params, row.train_s, *row.peak_mb, note(row)])
+        writer.writerow([*line, row.params, row.train_s, row.lanes, *row.peak_mb, note(row)])
     return out.getvalue()
 
 

@@ -16,14 +16,19 @@ def sweep_objective():
     """Matching by alignment, position by position, as a choice, and through the LLM."""
     yield {"objective.name": "embedlink_ctc"}
     yield _base.embedlink(label="embedlink")
+    stretch = {"objective.embedlink.cast": "stretch", "projector.bridgeformer.num_tokens": 24}
+    yield _base.embedlink() | stretch | {"label": "embedlink stretched"}
     for negatives, label in ((0, "contrastive, all rows"), (256, "contrastive, 256 rows")):
         contrastive = {
             "objective.name": "embedlink_contrastive",
             "objective.embedlink_contrastive.num_negatives": negatives,
         }
         yield _base.embedlink() | contrastive | {"label": label}
+    risk = {"objective.min_risk.ctc_weight": 1.0, "label": "min_risk, no first stage"}
+    yield {"objective.name": "min_risk"} | risk
+    # Trained through the prompt, they need no worked examples: a fifth of the tokens.
     for name in ("next_token", "distill"):
-        yield {"objective.name": name, "vocabulary.kind": "seen", "label": name}
+        yield {"objective.name": name, "prompt.examples": (), "label": name}
 
 
 def sweep_learning_rate():

@@ -18,8 +18,9 @@ def sweep_pooling():
         "projector.bridgeformer.num_tokens": 64,
         "label": "ctc adaptive 64",
     }
-    for kind in ("adaptive", "attention"):
+    for kind, stride in (("adaptive", 2), ("attention", 2), ("window", 8)):
         yield _base.embedlink() | {
             "projector.bridgeformer.pooling": kind,
+            "projector.bridgeformer.pool_stride": stride,
             "label": f"embedlink {kind}",
         }

@@ -19,8 +19,10 @@ _RATE = {
     "conv": {},
     "conformer": {},
     "qformer": {"window": 4, "num_tokens": 4},
+    "cif": {"firing": "rate"},
 }
-_FIXED = {name: {"pooling": "adaptive"} for name in _RATE if name != "qformer"} | {"qformer": {}}
+_FIXED = {name: {"pooling": "adaptive"} for name in ("linear", "mlp", "conv", "conformer")}
+_FIXED |= {"qformer": {}, "cif": {"firing": "count"}}
 
 
 def sweep_projector():
