@@ -5,7 +5,7 @@
         --set='{"voices": ["flite:slt", "flite:rms"], "num_speakers": 40}'
 
 The default voice is Piper's en_US-joe (python -m experiments.fetch_assets). A killed run goes on with what
-is missing when the same command is given again. --pack_mb also writes pack-*.tar, for moving a corpus.
+is missing when the same command is given again; --collect makes what is there usable as it is. --pack_mb also writes pack-*.tar, for moving a corpus.
 Train on it: --config.mixture.dataset.jsonl.manifest=spoken/manifest.jsonl --config.mixture.share=0.5
 """
 
@@ -23,6 +23,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder for recordings and manifest.", r
 _LIMIT = flags.DEFINE_integer("limit", 0, "Speak only so many sentences; 0 for all.")
 _WORKERS = flags.DEFINE_integer("num_workers", 0, "Processes; 0 means one a core.")
 _PACK_MB = flags.DEFINE_float("pack_mb", 0.0, "Also archives of at most this size; 0 for none.")
+_COLLECT = flags.DEFINE_bool("collect", False, "Only write the manifest of what was spoken so far.")
 _SET = flags.DEFINE_string("set", "{}", "Fields of spoken_corpus.Config as a JSON object.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar.")
 
@@ -32,6 +33,9 @@ def main(argv):
     from tiny_align_jax import registry, spoken_corpus
     from tiny_align_jax.types import ConfigError, DataError
 
+    if _COLLECT.value:
+        print(spoken_corpus.collect(str(_OUT.value)))
+        return
     try:
         settings = json.loads(_SET.value)
         sentences = Path(str(_SENTENCES.value)).read_text(encoding="utf-8").splitlines()

@@ -86,6 +86,9 @@ def test_a_killed_run_goes_on_and_another_corpus_is_refused(tmp_path, monkeypatc
         _speak(tmp_path)
     first = {p: p.stat().st_mtime_ns for p in tmp_path.glob("*.ogg")}
     assert len(first) == 1 and not (tmp_path / "manifest.jsonl").exists()
+    assert len(spoken_corpus.collect(tmp_path).read_text().splitlines()) == len(done[0][1])
+    with pytest.raises(DataError, match="no block"):
+        spoken_corpus.collect(tmp_path / "none")
     _speak(tmp_path)
     assert all(p.stat().st_mtime_ns == when for p, when in first.items())
     assert len((tmp_path / "manifest.jsonl").read_text().splitlines()) == len(SENTENCES)

@@ -24,6 +24,7 @@ from tiny_align_jax.data import distortion
 from tiny_align_jax.types import SAMPLE_RATE_HZ, CacheError, ConfigError, DataError
 
 MANIFEST = "manifest.jsonl"
+_ROWS = ".rows"
 # What libsndfile's compression level 0 to 1 means for Opus, bits a second and channel.
 _OPUS_RANGE_BPS = (256_000, 6_000)
 _GAP_S = 0.1  # between two utterances of a file, so that a codec's smear stays outside of both
@@ -163,8 +164,21 @@ def speak(
     ) as bar:
         for done in _run(tasks, num_workers or os.cpu_count() or 1):
             bar.update(done)
+    return collect(folder)
+
+
+def collect(folder: str | os.PathLike) -> pathlib.Path:
+    """Writes the manifest of the blocks that are there, of a corpus that was interrupted too; its path.
+
+    Raises:
+        DataError: no block in `folder`.
+    """
+    folder = pathlib.Path(folder)
+    rows = sorted(folder.glob(f"block-*{_ROWS}"))
+    if not rows:
+        raise DataError(f"no block of a spoken corpus in {folder}")
     manifest = folder / MANIFEST
-    _write_text(manifest, "".join(_rows_of(s).read_text(encoding="utf-8") for s in stems))
+    _write_text(manifest, "".join(path.read_text(encoding="utf-8") for path in rows))
     return manifest
 
 
@@ -292,4 +306,4 @@ def _write_text(path: pathlib.Path, text: str) -> None:
 
 
 def _rows_of(stem: pathlib.Path) -> pathlib.Path:
-    return stem.with_suffix(".rows")
+    return stem.with_suffix(_ROWS)
