@@ -5,7 +5,8 @@
         --set='{"voices": ["flite:slt", "flite:rms"], "num_speakers": 40}'
 
 The default voice is Piper's en_US-joe (python -m experiments.fetch_assets). A killed run goes on with what
-is missing when the same command is given again; --collect makes what is there usable as it is. --pack_mb also writes pack-*.tar, for moving a corpus.
+is missing when the same command is given again; --collect makes what is there usable as it is. --pack_mb also
+writes pack-*.tar, for moving a corpus.
 Train on it: --config.mixture.dataset.jsonl.manifest=spoken/manifest.jsonl --config.mixture.share=0.5
 """
 

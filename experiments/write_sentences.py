@@ -6,7 +6,7 @@
 The words it has to use are its own, most frequent first. Sentences that validation or test of the config
 has are dropped and counted. The report (counts, seconds, distinct words) lies beside the file as .json;
 the same command goes on where it was interrupted. Speak the file with
-    python -m experiments.speak --sentences=sentences.txt --out=FOLDER
+    python -m experiments.render_speech --sentences=sentences.txt --out=FOLDER
 """
 
 import json
