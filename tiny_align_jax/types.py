@@ -53,6 +53,10 @@ class CheckpointError(TinyAlignError):
     """A training checkpoint that is missing, corrupt or made with other frozen parts."""
 
 
+class BudgetError(TinyAlignError):
+    """A run that would not fit the device's memory; nothing was loaded."""
+
+
 class NonFiniteLossError(TinyAlignError):
     """Training met a NaN or infinite loss; the message names the step and the utterances."""
 

@@ -1,7 +1,6 @@
 """Published encoder sizes: our parameter count under `eval_shape`, transformers' on the meta device.
 
-The dictionaries are what the published config.json files set differently from transformers'
-defaults; the counts stand in docs/models.md.
+The counts stand in docs/models.md.
 """
 
 import pathlib
@@ -16,6 +15,7 @@ torch = pytest.importorskip("torch")
 import transformers  # noqa: E402
 
 from tiny_align_jax import registry  # noqa: E402
+from tiny_align_jax.published import ENCODERS  # noqa: E402
 from tiny_align_jax.weights import loading  # noqa: E402
 
 pytestmark = pytest.mark.parity
@@ -23,73 +23,6 @@ pytestmark = pytest.mark.parity
 DOCS = pathlib.Path(__file__).parents[2] / "docs" / "models.md"
 
 
-def whisper(dim: int, layers: int, heads: int, decoder_layers: int, mels: int = 80, vocab=51_865):
-    return {
-        "model_type": "whisper",
-        "d_model": dim,
-        "encoder_layers": layers,
-        "encoder_attention_heads": heads,
-        "encoder_ffn_dim": 4 * dim,
-        "decoder_layers": decoder_layers,
-        "decoder_attention_heads": heads,
-        "decoder_ffn_dim": 4 * dim,
-        "num_mel_bins": mels,
-        "vocab_size": vocab,
-    }
-
-
-def waveform(model_type: str, dim: int = 768, layers: int = 12, heads: int = 12, **rest: Any):
-    sizes = {
-        "hidden_size": dim,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "intermediate_size": 4 * dim,
-    }
-    return {"model_type": model_type} | sizes | rest
-
-
-LAYER_NORM = {"feat_extract_norm": "layer", "do_stable_layer_norm": True}
-LARGE = LAYER_NORM | {"dim": 1024, "layers": 24, "heads": 16}
-XLARGE = LAYER_NORM | {"dim": 1280, "layers": 48, "heads": 16}
-CONFORMER = {
-    "feat_extract_norm": "layer",
-    "conv_bias": True,
-    "hidden_act": "swish",
-    "dim": 1024,
-    "layers": 24,
-    "heads": 16,
-}
-
-PUBLISHED: dict[str, dict[str, Any]] = {
-    "whisper-tiny": whisper(384, 4, 6, 4),
-    "whisper-tiny.en": whisper(384, 4, 6, 4, vocab=51_864),
-    "whisper-base": whisper(512, 6, 8, 6),
-    "whisper-base.en": whisper(512, 6, 8, 6, vocab=51_864),
-    "whisper-small": whisper(768, 12, 12, 12),
-    "whisper-small.en": whisper(768, 12, 12, 12, vocab=51_864),
-    "whisper-medium": whisper(1024, 24, 16, 24),
-    "whisper-medium.en": whisper(1024, 24, 16, 24, vocab=51_864),
-    "whisper-large": whisper(1280, 32, 20, 32),
-    "whisper-large-v2": whisper(1280, 32, 20, 32),
-    "whisper-large-v3": whisper(1280, 32, 20, 32, mels=128, vocab=51_866),
-    "whisper-large-v3-turbo": whisper(1280, 32, 20, 4, mels=128, vocab=51_866),
-    "wav2vec2-base": waveform("wav2vec2"),
-    "wav2vec2-large": waveform("wav2vec2", 1024, 24, 16),
-    "wav2vec2-large-lv60": waveform("wav2vec2", **LARGE, conv_bias=True),
-    "wav2vec2-xls-r-1b": waveform("wav2vec2", **XLARGE, conv_bias=True),
-    "wav2vec2-conformer-rel-pos-large": waveform(
-        "wav2vec2-conformer", **CONFORMER, position_embeddings_type="relative"
-    ),
-    "wav2vec2-conformer-rope-large": waveform(
-        "wav2vec2-conformer", **CONFORMER, position_embeddings_type="rotary"
-    ),
-    "hubert-base-ls960": waveform("hubert"),
-    "hubert-large-ll60k": waveform("hubert", **LARGE, conv_bias=True),
-    "hubert-xlarge-ll60k": waveform("hubert", **XLARGE, conv_bias=True),
-    "wavlm-base": waveform("wavlm"),
-    "wavlm-base-plus": waveform("wavlm"),
-    "wavlm-large": waveform("wavlm", **LARGE),
-}
 # Tensors of the reference that no frame passes through (Conformer never applies its convolution).
 UNUSED = {
     "whisper": r"decoder\..*",
@@ -124,24 +57,24 @@ def counts_in_docs() -> dict[str, int]:
 
 
 def test_every_size_that_the_docs_name_is_covered():
-    assert sorted(counts_in_docs()) == sorted(PUBLISHED)
+    assert sorted(counts_in_docs()) == sorted(ENCODERS)
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", sorted(ENCODERS))
 def test_parameter_count_equals_transformers(name):
-    _, shapes = shapes_of(PUBLISHED[name])
+    _, shapes = shapes_of(ENCODERS[name])
     ours = sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(shapes))
-    assert ours == sum(reference_sizes(PUBLISHED[name]).values())
+    assert ours == sum(reference_sizes(ENCODERS[name]).values())
     assert ours == counts_in_docs()[name]
 
 
-@pytest.mark.parametrize("name", sorted(PUBLISHED))
+@pytest.mark.parametrize("name", sorted(ENCODERS))
 def test_every_published_tensor_has_a_slot(name):
-    module, shapes = shapes_of(PUBLISHED[name])
+    module, shapes = shapes_of(ENCODERS[name])
     rules = [(re.compile(rule.source), rule) for rule in module.PARAM_MAP]
     leaves = {"/".join(k.key for k in path): s for path, s in jax.tree.leaves_with_path(shapes)}
     filled = dict.fromkeys(leaves, 0)
-    for tensor, size in reference_sizes(PUBLISHED[name]).items():
+    for tensor, size in reference_sizes(ENCODERS[name]).items():
         matches = [rule for pattern, rule in rules if pattern.fullmatch(tensor)]
         assert len(matches) == 1, tensor
         filled[matches[0].target] += size
@@ -149,6 +82,6 @@ def test_every_published_tensor_has_a_slot(name):
 
 
 def test_every_family_has_a_published_size():
-    covered = {loading.find_family("encoders", hf).__name__ for hf in PUBLISHED.values()}
+    covered = {loading.find_family("encoders", hf).__name__ for hf in ENCODERS.values()}
     families = registry.names("encoders")
     assert covered == {registry.resolve("encoders", name).__name__ for name in families}

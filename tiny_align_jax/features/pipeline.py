@@ -26,7 +26,7 @@ from tiny_align_jax.types import SAMPLE_RATE_HZ, Array, AudioError, PyTree, Utte
 # Largest value of float16: a few channels in the middle layers of trained encoders lie beyond it.
 _LARGEST = float(jnp.finfo(jnp.float16).max)
 # Utterances decoded ahead of the encoder, a worker: enough that a slow file does not stall it.
-_AHEAD = 8
+AHEAD = 8
 
 
 class TooLongError(AudioError):
@@ -99,13 +99,13 @@ def too_long(utterance: Utterance, num_samples: int, window_samples: int) -> Too
 def decode_ahead(
     todo: Mapping[str, Utterance], decoder: Decoder, num_workers: int
 ) -> Iterator[tuple[str, Decoded | AudioError]]:
-    """Decodes in threads, yields in order, holds at most `_AHEAD` utterances a worker."""
+    """Decodes in threads, yields in order, holds at most `AHEAD` utterances a worker."""
     pool = futures.ThreadPoolExecutor(num_workers, thread_name_prefix="decode")
     waiting: collections.deque = collections.deque()
     remaining = iter(todo.items())
     try:
         while True:
-            for key, utterance in itertools.islice(remaining, num_workers * _AHEAD - len(waiting)):
+            for key, utterance in itertools.islice(remaining, num_workers * AHEAD - len(waiting)):
                 waiting.append((key, pool.submit(decoder, key, utterance)))
             if not waiting:
                 return

@@ -62,8 +62,8 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     require_fit(projector, projector_config, module)
     # Every section is checked before the minutes that features may take.
     train_config = registry.make_config(loop, config["train"])
-    optimizer_config = registry.make_config(optimizer, config["optimizer"])
-    augment_config = registry.make_config(augment, config["augment"])
+    registry.make_config(optimizer, config["optimizer"])
+    registry.make_config(augment, config["augment"])
     section = dict(config.get("mixture", {}))
     dataset = section.pop("dataset", {})
     mixture_config = registry.make_config(mixture, section)
@@ -92,20 +92,8 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     if getattr(module, "FIXED_LENGTH", False):
         warn_of_cut(train_examples, functools.partial(projector.num_audio_tokens, projector_config))
     table_rms = float(np.sqrt(np.mean(np.square(frozen.table_VD))))
-    spec = StepSpec(
-        projector=projector.Projector(
-            projector_config,
-            frozen.table_VD.shape[1],
-            table_rms,
-            jnp.dtype(train_config.compute_dtype),
-        ),
-        objective=module,
-        objective_config=module_config,
-        optimizer=optimizer.make(optimizer_config, train_config.num_steps),
-        augment=augment_config,
-        average_decay=train_config.average_decay,
-        llm=loading.llm_config(llm_folder) if "llm" in module.NEEDS else None,
-    )
+    llm = loading.llm_config(llm_folder) if "llm" in module.NEEDS else None
+    spec = step_spec(config, frozen.table_VD.shape[1], table_rms, llm)
     validate = None
     if split.validation:
         validation_examples, _ = examples(
@@ -149,6 +137,32 @@ def first_state(run: loop.Run, card: Mapping[str, Any]) -> TrainState:
         params = init_from.load(run.config.init_from, params, card)
     trainable, fixed = partition(params, run.config.trainable, run.config.fixed)
     return init_state(run.spec, trainable, fixed, run.seed)
+
+
+def step_spec(config: Mapping[str, Any], dim: int, out_rms: float, llm: Any = None) -> StepSpec:
+    """The training step of a config; needs no data and no weights.
+
+    Args:
+        config: resolved sections, as plain mappings.
+        dim: width of the LLM's embeddings.
+        out_rms: root mean square of the table's rows.
+        llm: family module and Config, for objectives that train through the LLM.
+    """
+    module, module_config = registry.from_section("objectives", config["objective"])
+    projector, projector_config = registry.from_section("projectors", config["projector"])
+    train_config = registry.make_config(loop, config["train"])
+    dtype = jnp.dtype(train_config.compute_dtype)
+    return StepSpec(
+        projector=projector.Projector(projector_config, dim, out_rms, dtype),
+        objective=module,
+        objective_config=module_config,
+        optimizer=optimizer.make(
+            registry.make_config(optimizer, config["optimizer"]), train_config.num_steps
+        ),
+        augment=registry.make_config(augment, config["augment"]),
+        average_decay=train_config.average_decay,
+        llm=llm,
+    )
 
 
 def _some(utterances: Sequence[Utterance], limit: int) -> Sequence[Utterance]:

@@ -21,7 +21,15 @@ from tiny_align_jax.weights.catalogue import ASSETS, GROUPS, Asset
 from tiny_align_jax.weights.folder import ModelFolder, open_folder
 from tiny_align_jax.weights.safetensors import WEIGHTS_FILE, weight_files
 
-__all__ = ["ASSETS", "GROUPS", "Asset", "ModelFolder", "open_folder", "resolve"]
+__all__ = [
+    "ASSETS",
+    "GROUPS",
+    "Asset",
+    "ModelFolder",
+    "local_config",
+    "open_folder",
+    "resolve",
+]
 
 
 def resolve(name_or_path: str | os.PathLike, cache_dir: str | os.PathLike) -> ModelFolder:
@@ -48,6 +56,22 @@ def resolve(name_or_path: str | os.PathLike, cache_dir: str | os.PathLike) -> Mo
         f"unknown model {name!r}: no such folder, no hub id (org/name), and no named asset; "
         f"named assets: {', '.join(ASSETS)}"
     )
+
+
+def local_config(name_or_path: str | os.PathLike, cache_dir: str | os.PathLike) -> dict | None:
+    """config.json of a model that is on this machine already, else None; fetches nothing.
+
+    Args:
+        name_or_path: as for `resolve`, but for .gguf files.
+        cache_dir: where fetched and converted models are kept.
+
+    Raises:
+        AssetError: a config.json that is damaged.
+    """
+    cache, name = Path(cache_dir).expanduser(), str(name_or_path)
+    places = (Path(name).expanduser(), cache / name, cache / _hub.folder_name(name))
+    found = next((p for p in places if (p / folder.CONFIG_FILE).is_file()), None)
+    return folder.read_json(found / folder.CONFIG_FILE) if found else None
 
 
 def _local(path: Path, cache: Path) -> ModelFolder:

@@ -53,7 +53,7 @@ class ModelFolder:
     def preprocessor(self) -> dict[str, Any] | None:
         """Parsed preprocessor_config.json (what an encoder's input looks like), None without one."""
         path = self.path / PREPROCESSOR_FILE
-        return _read_json(path) if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
 
 def open_folder(path: str | os.PathLike) -> ModelFolder:
@@ -66,12 +66,12 @@ def open_folder(path: str | os.PathLike) -> ModelFolder:
     record = read_record(path)
     if record is None:
         files = weight_files(path)
-        config = _read_json(path / CONFIG_FILE)
+        config = read_json(path / CONFIG_FILE)
         return ModelFolder(path, path.name, config, _fingerprint(files), str(path), "unknown")
     if damage := damage_of(path, record):
         raise AssetError(f"{path} is damaged: {damage}. Delete the folder and fetch it again")
     config_file = next((f for f in record["files"] if f.endswith(_VOICE_CONFIG)), CONFIG_FILE)
-    config = _read_json(path / config_file)
+    config = read_json(path / config_file)
     origin, licence = record["source"], record["licence"]
     return ModelFolder(path, record["name"], config, record["fingerprint"], origin, licence)
 
@@ -118,7 +118,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     path = folder / ASSET_FILE
     if not path.is_file():
         return None
-    record = _read_json(path)
+    record = read_json(path)
     lacking = {"name", "source", "licence", "fingerprint", "files"} - set(record)
     if lacking:
         raise AssetError(
@@ -167,7 +167,12 @@ def sha256(path: str | os.PathLike) -> str:
     return digest.hexdigest()
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """An object from a model folder's file.
+
+    Raises:
+        AssetError: missing, or no JSON object.
+    """
     if not path.is_file():
         raise AssetError(f"{path.parent} has no {path.name}; expected a Hugging Face model folder")
     try:

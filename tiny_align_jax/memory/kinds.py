@@ -1,0 +1,124 @@
+"""The stages by name, and what each of them grows with: a batch and a length."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from tiny_align_jax import decode
+from tiny_align_jax.memory import stages
+from tiny_align_jax.memory.budget import Config, Stage
+from tiny_align_jax.memory.shapes import Shapes
+from tiny_align_jax.types import SAMPLE_RATE_HZ
+
+USER_UTTERANCES = 14  # of one user, to personalise with
+_LENGTH_STEP_S = 0.64  # 32 frames of Whisper: what lengths are padded to
+_LONGEST_S = 30.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """Something that a stage's size grows with.
+
+    Attributes:
+        describe: a value in the words of a config.
+        start: the planned value.
+        limit: the largest of interest.
+        changed: shapes with another value.
+    """
+
+    describe: Callable[[int], str]
+    start: Callable[[Shapes], int]
+    limit: Callable[[Shapes], int]
+    changed: Callable[[Shapes, int], Shapes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A stage, what it is called in a table, and what makes it larger."""
+
+    title: str
+    build: Callable[[Shapes, Config], Stage]
+    batch: Setting
+    length: Setting
+
+
+def with_section(shapes: Shapes, section: str, **values: Any) -> Shapes:
+    """The same with other values in one section of the config."""
+    config = {**shapes.config, section: {**shapes.config[section], **values}}
+    return dataclasses.replace(shapes, config=config)
+
+
+def with_work(shapes: Shapes, **values: Any) -> Shapes:
+    """The same for other data or prompts."""
+    return dataclasses.replace(shapes, work=dataclasses.replace(shapes.work, **values))
+
+
+def _frames(shapes: Shapes, seconds: float) -> int:
+    samples = round(seconds * SAMPLE_RATE_HZ)
+    return shapes.encoder.family.num_frames(shapes.encoder.config, samples)
+
+
+def _user(shapes: Shapes) -> Shapes:
+    return with_work(shapes, num_utterances=min(shapes.work.num_utterances, USER_UTTERANCES))
+
+
+def _many(shapes: Shapes) -> Shapes:
+    """Evaluation: full batches."""
+    batch = decode.Config().batch_buckets[-1]
+    recordings = shapes.config["features"]["batch_size"]
+    return with_work(shapes, num_answers=batch, num_recordings=recordings)
+
+
+_ENCODER_BATCH = Setting(
+    "features.batch_size={}".format,
+    lambda shapes: shapes.config["features"]["batch_size"],
+    lambda shapes: 256,
+    lambda shapes, n: with_section(shapes, "features", batch_size=n),
+)
+_WINDOW = Setting(
+    lambda n: f"encoder.window_s={n * _LENGTH_STEP_S:.2f}",
+    lambda shapes: round(shapes.config["encoder"]["window_s"] / _LENGTH_STEP_S),
+    lambda shapes: int(_LONGEST_S / _LENGTH_STEP_S),
+    lambda shapes, n: with_section(shapes, "encoder", window_s=n * _LENGTH_STEP_S),
+)
+_TRAIN_BATCH = Setting(
+    "train.batch_size={}".format,
+    lambda shapes: shapes.train.batch_size,
+    lambda shapes: min(shapes.work.num_utterances, 1024),
+    lambda shapes, n: with_section(shapes, "train", batch_size=n),
+)
+_UTTERANCE_LENGTH = Setting(
+    lambda n: f"utterances of at most {n * _LENGTH_STEP_S:.2f} s",
+    lambda shapes: max(shapes.work.max_frames // _frames(shapes, _LENGTH_STEP_S), 1),
+    lambda shapes: int(_LONGEST_S / _LENGTH_STEP_S),
+    lambda shapes, n: with_work(shapes, max_frames=_frames(shapes, n * _LENGTH_STEP_S)),
+)
+_ANSWERS = Setting(
+    "batches of {} answers".format,
+    lambda shapes: shapes.work.num_answers,
+    lambda shapes: 64,
+    lambda shapes, n: with_work(shapes, num_answers=n),
+)
+_ANSWER_LENGTH = Setting(
+    "answers of at most {} tokens".format,
+    lambda shapes: shapes.work.new_tokens,
+    lambda shapes: 8192,
+    lambda shapes, n: with_work(shapes, new_tokens=n),
+)
+STAGES = {
+    "features": Kind("feature extraction", stages.features, _ENCODER_BATCH, _WINDOW),
+    "training": Kind("training", stages.training, _TRAIN_BATCH, _UTTERANCE_LENGTH),
+    "personalisation": Kind(
+        "personalisation",
+        lambda shapes, device: stages.training(_user(shapes), device, "personalisation"),
+        _TRAIN_BATCH,
+        _UTTERANCE_LENGTH,
+    ),
+    "generation": Kind("generation", stages.generation, _ANSWERS, _ANSWER_LENGTH),
+    "evaluation": Kind(
+        "evaluation",
+        lambda shapes, device: stages.generation(_many(shapes), device, "evaluation"),
+        _ANSWERS,
+        _ANSWER_LENGTH,
+    ),
+}

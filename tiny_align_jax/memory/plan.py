@@ -1,0 +1,175 @@
+"""Plans of a config: will it fit, what is the largest that does, and the gate that refuses a run.
+
+Needs no weights: a model's shape comes from its folder's config.json, if it is there, or from the list
+of published sizes. What the corpus would tell is assumed, and said, unless it is read.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+
+from tiny_align_jax import published, registry
+from tiny_align_jax.data import prompts, tokenizer, vocabulary
+from tiny_align_jax.memory import budget, search, stages
+from tiny_align_jax.memory.budget import Config, Stage
+from tiny_align_jax.memory.kinds import STAGES, with_work
+from tiny_align_jax.memory.shapes import Model, Shapes, Work
+from tiny_align_jax.train import setup, through_llm
+from tiny_align_jax.types import SAMPLE_RATE_HZ, ConfigError
+from tiny_align_jax.weights import assets, loading
+
+# What is assumed of a corpus that is not read: as many utterances as speechocean762 trains on, half a
+# window long on average, and some more rows than its 2,400 sentences use.
+ASSUMED_UTTERANCES, ASSUMED_ROWS = 2500, 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Stages of one config on one device, each built on request: building compiles programs.
+
+    Attributes:
+        shapes: what the config holds.
+        device: what is planned for.
+    """
+
+    shapes: Shapes
+    device: Config
+
+    def stage(self, name: str) -> Stage:
+        """One of STAGES.
+
+        Raises:
+            ConfigError: unknown stage.
+        """
+        if name not in STAGES:
+            raise ConfigError(f"unknown stage {name!r}; expected one of {', '.join(STAGES)}")
+        return STAGES[name].build(self.shapes, self.device)
+
+    def largest(self, name: str, knob: str) -> int:
+        """The largest 'batch' or 'length' of a stage that fits, all else as planned; 0 if none does."""
+        setting = getattr(STAGES[name], knob)
+
+        def num_bytes(value: int) -> int:
+            shapes = setting.changed(self.shapes, value)
+            return STAGES[name].build(shapes, self.device).needed(self.device).num_bytes
+
+        start, limit = setting.start(self.shapes), setting.limit(self.shapes)
+        return search.largest_fitting(num_bytes, self.device.budget_bytes, start, limit)
+
+    def advice(self, stage: Stage) -> str:
+        """The nearest setting of a stage that does fit, in words."""
+        name = next(name for name, kind in STAGES.items() if kind.title == stage.name)
+        for knob in ("batch", "length"):
+            setting = getattr(STAGES[name], knob)
+            if value := self.largest(name, knob):
+                return f"It fits with {setting.describe(value)}."
+        return (
+            "It does not fit with any batch or length: use a smaller model or dtype, or "
+            "train.resident='never' where the corpus is what is too large."
+        )
+
+
+def make(config: Mapping[str, Any], cache_dir: str, device: Config | None = None) -> Plan:
+    """The plan of a config; reads no corpus.
+
+    Args:
+        config: resolved sections, as plain mappings.
+        cache_dir: where models may lie.
+        device: default: the config's own section.
+
+    Raises:
+        ConfigError: a model whose shape cannot be found.
+    """
+    device = device or registry.make_config(budget, config.get("device", {}))
+    encoder = find_model("encoders", config["encoder"], cache_dir)
+    llm = find_model("llms", config["llm"], cache_dir)
+    if stages.Compiler(device).stands_in:
+        config = {**config, "train": {**config["train"], "compute_dtype": "float32"}}
+    samples = round(config["encoder"]["window_s"] * SAMPLE_RATE_HZ)
+    frames = encoder.family.num_frames(encoder.config, samples)
+    rows = llm.config.vocab_size
+    if config["vocabulary"]["kind"] != "full":
+        rows = min(rows, ASSUMED_ROWS)
+    work = Work(ASSUMED_UTTERANCES, frames, -(-frames // 2), rows)
+    return Plan(Shapes(config, encoder, llm, work), device)
+
+
+def read_corpus(plan: Plan, cache_dir: str) -> Plan:
+    """The plan with the numbers of its corpus and prompt in place of assumptions.
+
+    Reads transcripts and the LLM's tokenizer, not audio: the longest utterance is as long as the window.
+
+    Raises:
+        TinyAlignError: of the corpus, or no tokenizer.
+    """
+    config = plan.shapes.config
+    split = setup.read_split(config)
+    words = tokenizer.load(assets.resolve(config["llm"]["asset"], cache_dir).path)
+    module, _ = registry.from_section("objectives", config["objective"])
+    section = config["vocabulary"]
+    rows = vocabulary.build(
+        section["kind"],
+        [u.text for u in split.train],
+        words.token_strings(),
+        words.eos_id,
+        through_llm.vocabulary_tokenizer(module, section["kind"], words),
+        section["min_count"],
+    )
+    prompt = prompts.build(registry.make_config(prompts, config["prompt"]), words)
+    shapes = with_work(
+        plan.shapes,
+        num_utterances=len(split.train),
+        num_rows=len(rows),
+        validates=bool(split.validation),
+        prefix_tokens=max(len(prompt.prefix_ids), 1),
+    )
+    return dataclasses.replace(plan, shapes=shapes)
+
+
+def find_model(kind: str, section: Mapping[str, Any], cache_dir: str) -> Model:
+    """Shape of the model that a config section names: from its folder, or as published.
+
+    Args:
+        kind: 'encoders' or 'llms'.
+        section: with 'asset' and 'dtype'.
+        cache_dir: where fetched models lie.
+
+    Raises:
+        ConfigError: neither a folder with a config.json nor a published name.
+    """
+    name = section["asset"]
+    hf = assets.local_config(name, cache_dir) or published.find(kind, name)
+    if hf is None:
+        known = ", ".join(published.ENCODERS if kind == "encoders" else published.LLMS)
+        raise ConfigError(
+            f"no shape of {name!r}: no folder of that name with a config.json, none in {cache_dir} "
+            f"(python -m experiments.fetch_assets --assets={name}), and none of the published: {known}"
+        )
+    family = loading.find_family(kind, hf)
+    return Model(family, family.config_from_hf(hf), jnp.dtype(section["dtype"]))
+
+
+def require_fits(
+    config: Mapping[str, Any], cache_dir: str, names: Sequence[str], work: Work | None = None
+) -> None:
+    """The gate before a run: does nothing where the config's device has no budget.
+
+    Args:
+        config: resolved sections, as plain mappings.
+        cache_dir: folder of weights.
+        names: stages that are to run, of STAGES.
+        work: sizes; None reads the corpus's transcripts.
+
+    Raises:
+        BudgetError: with the numbers and the nearest setting that fits; no weights were loaded.
+    """
+    device = registry.make_config(budget, config.get("device", {}))
+    if not device.budget_bytes:
+        return
+    plan = make(config, cache_dir, device)
+    plan = read_corpus(plan, cache_dir) if work is None else plan
+    if work is not None:
+        plan = dataclasses.replace(plan, shapes=dataclasses.replace(plan.shapes, work=work))
+    budget.require_fits(device, [plan.stage(name) for name in names], plan.advice)

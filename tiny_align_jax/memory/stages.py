@@ -1,0 +1,216 @@
+"""The stages of a run as lists of parts: what each holds, when, and what its programs take.
+
+Temporaries come from compiling the very programs that a stage runs, for shapes alone: no weights are
+read and nothing runs. What shapes cannot tell, the process itself, is measured and stands here as
+constants (docs/edge.md, 'How good the predictions are').
+"""
+
+import contextlib
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from tiny_align_jax import decode_loop
+from tiny_align_jax.features import cache, pipeline, writer
+from tiny_align_jax.memory.budget import Config, Part, Stage
+from tiny_align_jax.memory.shapes import Shapes, as_dtype, shape
+from tiny_align_jax.train import setup, step
+from tiny_align_jax.types import PyTree
+
+# Resident memory of a process that has imported everything and computed 1 + 1, and what compiling the
+# programs of a stage adds to it for good.
+PROCESS_BYTES = {"cpu": 470_000_000, "gpu": 1_500_000_000}
+COMPILER_BYTES = {"cpu": 140_000_000, "gpu": 300_000_000}
+# A tokenizer of 49k entries takes 136 MB of Python objects, one of 262k 451 MB.
+TOKENIZER_BYTES, TOKENIZER_BYTES_A_TOKEN = 63_000_000, 1_480
+VALIDATION_BATCH = 32  # of `setup.make_validation`
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a compiled function takes beyond its arguments; donated arguments become outputs."""
+
+    temporary_bytes: int
+    new_bytes: int
+
+    @property
+    def num_bytes(self) -> int:
+        return self.temporary_bytes + self.new_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Compiler:
+    """Compiles for the device that is planned for, as far as this machine can."""
+
+    device: Config
+
+    def __call__(self, jitted: Any, *args: Any, **kwargs: Any) -> Program:
+        """Compiles for shapes (`jax.ShapeDtypeStruct`); nothing runs."""
+        with self._target():
+            stats = jitted.lower(*args, **kwargs).compile().memory_analysis()
+        new = stats.output_size_in_bytes - stats.alias_size_in_bytes
+        return Program(stats.temp_size_in_bytes, new)
+
+    def dtype(self, wanted: Any) -> Any:
+        """The dtype to compile in.
+
+        A CPU keeps float32 copies of whole bfloat16 models while it computes; a GPU does not. Planning
+        for a GPU without one, the float32 program stands in: its activations are the larger.
+        """
+        return jnp.dtype(jnp.float32 if self.stands_in else wanted)
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether this machine's CPU stands in for a GPU that is planned for."""
+        return not self.device.on_cpu and jax.default_backend() == "cpu"
+
+    def _target(self):
+        if self.device.on_cpu and jax.default_backend() != "cpu":
+            return jax.default_device(jax.local_devices(backend="cpu")[0])
+        return contextlib.nullcontext()
+
+
+def features(shapes: Shapes, device: Config) -> Stage:
+    """The frozen encoder over a corpus, frames to the cache."""
+    batch = shapes.config["features"]["batch_size"]
+    audio = tree_bytes(shapes.inputs(batch))
+    frames = tree_bytes(shapes.frames(batch, shapes.window_frames))
+    ahead = shapes.work.num_workers * pipeline.AHEAD * tree_bytes(shapes.inputs(1))
+    parts = (
+        *_process(device),
+        *_weights("encoder", shapes.encoder_params, device),
+        Part("audio of two batches", 2 * audio, 2 * audio),
+        Part("frames of two batches", 2 * frames, 2 * frames),
+        Part("audio decoded ahead", 0, ahead),
+        Part("frames not yet written", 0, 2 * writer.SHARD_BYTES),
+        Part("encoder: temporaries", _encode(shapes, device, batch).temporary_bytes, 0, "encode"),
+    )
+    window_s = shapes.config["encoder"]["window_s"]
+    return Stage("feature extraction", f"batch {batch}, window {window_s} s", parts)
+
+
+def training(shapes: Shapes, device: Config, name: str = "training") -> Stage:
+    """Training on cached features; personalisation is the same with one user's utterances."""
+    state, frozen, work = shapes.state, shapes.frozen, shapes.work
+    batch = min(shapes.train.batch_size, work.num_utterances)
+    table = tree_bytes(shapes.table)
+    corpus_parts, steps, args, static = _corpus(shapes, batch)
+    program = Compiler(device)(steps, state, frozen, *args, **static)
+    parts = [
+        *_process(device, shapes.llm.config.vocab_size),
+        Part("projector and objective", tree_bytes((state.trainable, state.fixed))),
+        Part("optimizer", tree_bytes(state.opt_state)),
+        Part("running average", tree_bytes(state.average)),
+        Part("table rows", table, table),
+        *corpus_parts,
+        Part("training step: temporaries", program.num_bytes, 0, "train"),
+    ]
+    if frozen.llm is not None:
+        parts += _weights("LLM", frozen.llm, device)
+    elif work.validates:
+        # The validation hands the table over anew with every batch.
+        parts.append(Part("table rows, again", table, 0, "validate"))
+        parts += _hear(shapes, device, VALIDATION_BATCH, "validate")
+    parts = [part for part in parts if part.device_bytes or part.host_bytes]
+    setting = f"{work.num_utterances} utterances, batch {batch}, {shapes.bucket_frames} frames"
+    return Stage(name, setting, tuple(parts))
+
+
+def generation(shapes: Shapes, device: Config, name: str = "generation") -> Stage:
+    """Recordings heard and answered: encoder, projector, LLM and KV cache in one process."""
+    work, compiler = shapes.work, Compiler(device)
+    dtype = compiler.dtype(shapes.llm.dtype)
+    model, params = shapes.language_model(dtype), as_dtype(shapes.llm_params, dtype)
+    prompt, answers = shapes.prompt(dtype), shapes.answers(dtype)
+    read = compiler(decode_loop.read_tail, model, shapes.sampling, params, *prompt)
+    run = compiler(
+        decode_loop.run, model, shapes.sampling, params, answers, prompt[-1], work.new_tokens
+    )
+    heard = _encode(shapes, device, work.num_recordings)
+    kv = tree_bytes(shapes.answers(shapes.llm.dtype))
+    table, state = tree_bytes(shapes.table), shapes.state
+    parts = (
+        *_process(device, shapes.llm.config.vocab_size),
+        *_weights("LLM", shapes.llm_params, device),
+        *_weights("encoder", shapes.encoder_params, device),
+        Part("projector and objective", tree_bytes((state.trainable, state.fixed))),
+        Part("table rows", table, table),
+        Part("KV cache, shared part", tree_bytes(shapes.prompt(shapes.llm.dtype)[0])),
+        Part("encoder: temporaries", heard.num_bytes, 0, "encode"),
+        *_hear(shapes, device, work.num_answers, "hear"),
+        # While a prompt is read, the answers of the batch before are still held.
+        Part("KV cache", kv if work.num_answers == 1 else 2 * kv, 0, "read the prompt"),
+        Part("LLM: temporaries", read.temporary_bytes, 0, "read the prompt"),
+        Part("KV cache", kv, 0, "answer"),
+        Part("LLM: temporaries", run.num_bytes, 0, "answer"),
+    )
+    length = work.prefix_tokens + work.tail_tokens + work.new_tokens
+    return Stage(name, f"batch {work.num_answers}, {length} tokens", parts)
+
+
+def tree_bytes(tree: PyTree) -> int:
+    """Bytes of all arrays of a tree."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _process(device: Config, vocab_size: int = 0) -> list[Part]:
+    platform = "cpu" if device.on_cpu else "gpu"
+    parts = [
+        Part("Python, JAX and libraries", 0, PROCESS_BYTES[platform]),
+        Part("compiler", 0, COMPILER_BYTES[platform]),
+    ]
+    if vocab_size:
+        num_bytes = TOKENIZER_BYTES + TOKENIZER_BYTES_A_TOKEN * vocab_size
+        parts.append(Part("tokenizer", 0, num_bytes))
+    return parts
+
+
+def _weights(name: str, params: PyTree, device: Config) -> list[Part]:
+    """Weights, and their copy on the way: an accelerator gets one, a CPU uses what was read."""
+    size = tree_bytes(params)
+    return [
+        Part(name, size),
+        Part(f"{name}, as read", 0, 0 if device.on_cpu else size, f"load {name}"),
+    ]
+
+
+def _corpus(shapes: Shapes, batch: int) -> tuple[list[Part], Callable, tuple, dict[str, int]]:
+    """Parts of the training data; the program that reads it; its arguments behind the frozen ones."""
+    work, train = shapes.work, shapes.train
+    itemsize = cache.STORE_DTYPE.itemsize
+    frame_bytes = work.num_utterances * shapes.feature_dim * itemsize
+    mapped = Part("feature cache, mapped", 0, frame_bytes * work.mean_frames, reclaimable=True)
+    fits = frame_bytes * shapes.bucket_frames <= train.resident_bytes
+    steps = train.steps_per_dispatch
+    if train.resident == "always" or (train.resident == "auto" and fits):
+        corpus = shapes.batch(work.num_utterances)
+        size = tree_bytes(corpus)
+        parts = [Part("corpus", size), Part("corpus, as gathered", 0, size, "gather"), mapped]
+        rows = shape((steps, batch), jnp.int32), shape((steps, batch), jnp.float32)
+        static = {"max_frames": shapes.bucket_frames}
+        return parts, step.make_resident_steps(shapes.spec), (corpus, *rows, steps), static
+    group = shapes.batch(batch, (steps,))
+    size = 2 * tree_bytes(group)
+    parts = [Part("two groups of batches", size, size), mapped]
+    return parts, step.make_stream_steps(shapes.spec), (group,), {}
+
+
+def _encode(shapes: Shapes, device: Config, batch: int) -> Program:
+    compiler = Compiler(device)
+    dtype = compiler.dtype(shapes.encoder.dtype)
+    encoder = shapes.encoder.family.Encoder(shapes.encoder.config, dtype)
+    params = as_dtype(shapes.encoder_params, dtype)
+    return compiler(pipeline.encode, encoder, shapes.layers, params, *shapes.inputs(batch))
+
+
+def _hear(shapes: Shapes, device: Config, batch: int, moment: str) -> list[Part]:
+    frames = shapes.frames(batch, shapes.bucket_frames)
+    num_frames = shape((batch,), jnp.int32)
+    reader = setup.make_reader(shapes.spec)
+    program = Compiler(device)(reader, shapes.params, shapes.table, frames, num_frames)
+    size = program.num_bytes + tree_bytes(frames)
+    return [Part("reading: temporaries", size, tree_bytes(frames), moment)]
