@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from tiny_align_jax import registry
 from tiny_align_jax.data import augment, prompts
+from tiny_align_jax.memory import budget
 from tiny_align_jax.train import loop, mixture, optimizer
 
 
@@ -69,6 +70,7 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
             "snap": ""
         }  # in sweeps; see `Aligner.snap`. '': evaluate's default, or 'none' for raw tokens
     )
+    config.device = from_dataclass(budget.Config())  # --device=NAME fills it
     return config
 
 

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, config_flags
 
+from experiments import _device  # before anything that imports JAX
 from tiny_align_jax.types import TinyAlignError
 
 _NO_TRITON_GEMM = "--xla_gpu_enable_triton_gemm=false"
@@ -39,6 +40,7 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}; flags begin with --")
         logging.set_verbosity(logging.INFO)
         _set_up_jax()
+        _device.log()
         # Orbax and JAX tell their every step at INFO; a reader of a training log wants ours.
         std_logging.getLogger("absl").addFilter(_ours_or_warning)
         try:
@@ -83,8 +85,9 @@ def _ours_or_warning(record: std_logging.LogRecord) -> bool:
 
 
 def resolve_config(config: ConfigDict) -> dict[str, Any]:
-    """The config as plain mappings; empty folders of corpora filled in for this machine."""
+    """The config as plain mappings: the device's preset applied, empty folders of corpora filled in."""
     plain = json.loads(config.to_json_best_effort())
+    _device.fit(plain, config_flags.get_override_values(flags.FLAGS["config"]))
     fill_folders(plain)
     fill_folders(plain.get("mixture", {}))
     return plain

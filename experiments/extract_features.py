@@ -18,9 +18,11 @@ flags.mark_flag_as_required("config")
 
 def main(argv):
     del argv
-    from tiny_align_jax.train import setup  # imports JAX: after --help
+    from tiny_align_jax.memory import plan  # imports JAX: after --help
+    from tiny_align_jax.train import setup
 
     config = _main.resolve_config(CONFIG.value)
+    plan.require_fits(config, _main.CACHE_DIR.value, ("features",))
     split = setup.read_split(config)
     utterances = [*split.train, *split.validation, *split.test]
     features, report, _ = setup.features(config, _main.CACHE_DIR.value, utterances, PROGRESS.value)

@@ -23,10 +23,12 @@ flags.mark_flags_as_required(["config", "workdir"])
 
 def main(argv):
     del argv
-    from tiny_align_jax.train import run  # imports JAX: after --help
+    from tiny_align_jax.memory import plan  # imports JAX: after --help
+    from tiny_align_jax.train import run
 
     config = _main.resolve_config(CONFIG.value)
     _main.log_to_file(Path(str(WORKDIR.value)) / "train.log")
+    plan.require_fits(config, _main.CACHE_DIR.value, ("features", "training"))
     result = run.train(
         config,
         str(WORKDIR.value),

@@ -16,7 +16,7 @@ import json
 
 from absl import flags
 
-from experiments import _main
+from experiments import _device, _main
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.", required=True)
 _AUDIO = flags.DEFINE_string(
@@ -49,6 +49,7 @@ def main(argv):
     from tiny_align_jax.adapt import state, user
     from tiny_align_jax.aligner import Aligner
     from tiny_align_jax.data import prompts
+    from tiny_align_jax.memory import plan
 
     settings = decode.Config(
         max_new_tokens=_MAX_NEW_TOKENS.value,
@@ -57,6 +58,14 @@ def main(argv):
         seed=_SEED.value,
     )
     prompt = None if _INSTRUCTION.value is None else prompts.from_instruction(_INSTRUCTION.value)
+    stages = ("generation",) if _USE_LLM.value else ("reading",)
+    plan.require_workdir_fits(
+        _WORKDIR.value,
+        _main.CACHE_DIR.value,
+        stages,
+        _device.section(),
+        new_tokens=_MAX_NEW_TOKENS.value,
+    )
     aligner = Aligner.load(_WORKDIR.value, _main.CACHE_DIR.value, need_llm=_USE_LLM.value)
     aligner = _main.with_local_data(aligner)
     if _USER.value:

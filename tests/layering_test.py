@@ -23,6 +23,7 @@ LEAVES = {
     "lora",
     "matching",
     "accents",
+    "published",
     "synthesize",
     "testing",
 }
@@ -41,6 +42,7 @@ LAYERS = (
     {"reading"},
     {"transcribe"},
     {"adapt"},
+    {"memory"},
 )
 TOP = len(LAYERS)
 # What a leaf may import besides `types` and itself, and why.

@@ -118,7 +118,7 @@ class Aligner:
             AssetError: weights that cannot be found.
         """
         folder = Path(workdir)
-        config, card = _read_json_files(folder)
+        config, card = read_workdir(folder)
         encoder_folder = assets.resolve(card["encoder"]["name"], cache_dir)
         llm_folder = assets.resolve(card["llm"]["name"], cache_dir)
         check_fingerprints(card, encoder_folder.fingerprint, llm_folder.fingerprint)
@@ -319,7 +319,7 @@ def _with_adapters(params: PyTree, path: Path) -> PyTree:
         raise CheckpointError(f"{error}. It must come from the export beside it") from error
 
 
-def _read_json_files(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+def read_workdir(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The run's config and card.
 
     Raises:

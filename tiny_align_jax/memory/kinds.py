@@ -1,6 +1,7 @@
 """The stages by name, and what each of them grows with: a batch and a length."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -34,12 +35,22 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True)
 class Kind:
-    """A stage, what it is called in a table, and what makes it larger."""
+    """A stage by its title in tables.
+
+    Attributes:
+        title: name of the `Stage`s it builds.
+        build: makes one.
+        batch, length: what its size grows with.
+        adapt: shapes as this stage uses them.
+        remedies: changes that cost no quality, in words, tried first where it does not fit.
+    """
 
     title: str
     build: Callable[[Shapes, Config], Stage]
     batch: Setting
     length: Setting
+    adapt: Callable[[Shapes], Shapes] = lambda shapes: shapes
+    remedies: tuple[tuple[str, Callable[[Shapes], Shapes]], ...] = ()
 
 
 def with_section(shapes: Shapes, section: str, **values: Any) -> Shapes:
@@ -93,6 +104,11 @@ _UTTERANCE_LENGTH = Setting(
     lambda shapes: int(_LONGEST_S / _LENGTH_STEP_S),
     lambda shapes, n: with_work(shapes, max_frames=_frames(shapes, n * _LENGTH_STEP_S)),
 )
+_RECORDINGS = dataclasses.replace(
+    _ENCODER_BATCH,
+    start=lambda shapes: shapes.work.num_recordings,
+    changed=lambda shapes, n: with_work(shapes, num_recordings=n),
+)
 _ANSWERS = Setting(
     "batches of {} answers".format,
     lambda shapes: shapes.work.num_answers,
@@ -105,20 +121,30 @@ _ANSWER_LENGTH = Setting(
     lambda shapes: 8192,
     lambda shapes, n: with_work(shapes, new_tokens=n),
 )
+_STREAMED = (
+    "train.resident='never'",
+    lambda shapes: with_section(shapes, "train", resident="never"),
+)
 STAGES = {
-    "features": Kind("feature extraction", stages.features, _ENCODER_BATCH, _WINDOW),
-    "training": Kind("training", stages.training, _TRAIN_BATCH, _UTTERANCE_LENGTH),
-    "personalisation": Kind(
-        "personalisation",
-        lambda shapes, device: stages.training(_user(shapes), device, "personalisation"),
-        _TRAIN_BATCH,
-        _UTTERANCE_LENGTH,
-    ),
-    "generation": Kind("generation", stages.generation, _ANSWERS, _ANSWER_LENGTH),
-    "evaluation": Kind(
-        "evaluation",
-        lambda shapes, device: stages.generation(_many(shapes), device, "evaluation"),
-        _ANSWERS,
-        _ANSWER_LENGTH,
-    ),
+    kind.title.partition(" ")[0]: kind
+    for kind in (
+        Kind("features of a corpus", stages.features, _ENCODER_BATCH, _WINDOW),
+        Kind("training", stages.training, _TRAIN_BATCH, _UTTERANCE_LENGTH, remedies=(_STREAMED,)),
+        Kind(
+            "personalisation",
+            functools.partial(stages.training, name="personalisation"),
+            _TRAIN_BATCH,
+            _UTTERANCE_LENGTH,
+            adapt=_user,
+        ),
+        Kind("reading", stages.reading, _RECORDINGS, _WINDOW),
+        Kind("generation", stages.generation, _ANSWERS, _ANSWER_LENGTH),
+        Kind(
+            "evaluation",
+            functools.partial(stages.generation, name="evaluation"),
+            _ANSWERS,
+            _ANSWER_LENGTH,
+            adapt=_many,
+        ),
+    )
 }

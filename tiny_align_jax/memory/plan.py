@@ -5,12 +5,15 @@ of published sizes. What the corpus would tell is assumed, and said, unless it i
 """
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
+from absl import logging
 
-from tiny_align_jax import published, registry
+from tiny_align_jax import aligner, published, registry
 from tiny_align_jax.data import prompts, tokenizer, vocabulary
 from tiny_align_jax.memory import budget, search, stages
 from tiny_align_jax.memory.budget import Config, Stage
@@ -45,30 +48,52 @@ class Plan:
         """
         if name not in STAGES:
             raise ConfigError(f"unknown stage {name!r}; expected one of {', '.join(STAGES)}")
-        return STAGES[name].build(self.shapes, self.device)
+        kind = STAGES[name]
+        return kind.build(kind.adapt(self.shapes), self.device)
 
     def largest(self, name: str, knob: str) -> int:
         """The largest 'batch' or 'length' of a stage that fits, all else as planned; 0 if none does."""
-        setting = getattr(STAGES[name], knob)
+        kind = STAGES[name]
+        setting, shapes = getattr(kind, knob), kind.adapt(self.shapes)
 
         def num_bytes(value: int) -> int:
-            shapes = setting.changed(self.shapes, value)
-            return STAGES[name].build(shapes, self.device).needed(self.device).num_bytes
+            return self._needed(kind.build(setting.changed(shapes, value), self.device))
 
-        start, limit = setting.start(self.shapes), setting.limit(self.shapes)
-        return search.largest_fitting(num_bytes, self.device.budget_bytes, start, limit)
+        budget_bytes, limit = self.device.budget_bytes, setting.limit(shapes)
+        return search.largest_fitting(num_bytes, budget_bytes, setting.start(shapes), limit)
+
+    def describe_largest(self, name: str) -> str:
+        """The largest batch, and the largest length, in the words of a config."""
+        found = [
+            getattr(STAGES[name], knob).describe(value)
+            for knob in ("batch", "length")
+            if (value := self.largest(name, knob))
+        ]
+        return ", or ".join(found) or "nothing fits"
 
     def advice(self, stage: Stage) -> str:
         """The nearest setting of a stage that does fit, in words."""
         name = next(name for name, kind in STAGES.items() if kind.title == stage.name)
+        for text, change in STAGES[name].remedies:
+            changed = dataclasses.replace(self, shapes=change(self.shapes))
+            if self._needed(changed.stage(name)) <= self.device.budget_bytes:
+                return f"It fits with {text}."
         for knob in ("batch", "length"):
-            setting = getattr(STAGES[name], knob)
             if value := self.largest(name, knob):
-                return f"It fits with {setting.describe(value)}."
+                return f"It fits with {getattr(STAGES[name], knob).describe(value)}."
+        return "It does not fit with any batch or length: use a smaller model or dtype."
+
+    def assumptions(self) -> str:
+        """The numbers that stand for a corpus and a prompt."""
+        work = self.shapes.work
         return (
-            "It does not fit with any batch or length: use a smaller model or dtype, or "
-            "train.resident='never' where the corpus is what is too large."
+            f"planned for {work.num_utterances} training utterances of at most {work.max_frames} "
+            f"encoder frames, {work.num_rows} table rows, a prompt of {work.prefix_tokens} tokens "
+            f"and answers of at most {work.new_tokens}"
         )
+
+    def _needed(self, stage: Stage) -> int:
+        return stage.needed(self.device).num_bytes
 
 
 def make(config: Mapping[str, Any], cache_dir: str, device: Config | None = None) -> Plan:
@@ -82,7 +107,8 @@ def make(config: Mapping[str, Any], cache_dir: str, device: Config | None = None
     Raises:
         ConfigError: a model whose shape cannot be found.
     """
-    device = device or registry.make_config(budget, config.get("device", {}))
+    if device is None:
+        device = _device_of(config)
     encoder = find_model("encoders", config["encoder"], cache_dir)
     llm = find_model("llms", config["llm"], cache_dir)
     if stages.Compiler(device).stands_in:
@@ -151,25 +177,58 @@ def find_model(kind: str, section: Mapping[str, Any], cache_dir: str) -> Model:
     return Model(family, family.config_from_hf(hf), jnp.dtype(section["dtype"]))
 
 
-def require_fits(
-    config: Mapping[str, Any], cache_dir: str, names: Sequence[str], work: Work | None = None
-) -> None:
+def require_fits(config: Mapping[str, Any], cache_dir: str, names: Sequence[str]) -> None:
     """The gate before a run: does nothing where the config's device has no budget.
 
     Args:
         config: resolved sections, as plain mappings.
         cache_dir: folder of weights.
         names: stages that are to run, of STAGES.
-        work: sizes; None reads the corpus's transcripts.
 
     Raises:
         BudgetError: with the numbers and the nearest setting that fits; no weights were loaded.
     """
-    device = registry.make_config(budget, config.get("device", {}))
-    if not device.budget_bytes:
+    device = _device_of(config)
+    if device.budget_bytes:
+        plan = read_corpus(make(config, cache_dir, device), cache_dir)
+        _require(plan, names)
+
+
+def require_workdir_fits(
+    workdir: str | os.PathLike,
+    cache_dir: str,
+    names: Sequence[str],
+    device: Mapping[str, Any],
+    **work: Any,
+) -> None:
+    """The gate before a trained projector is used; arguments and errors as `require_fits`.
+
+    Args:
+        workdir: of a training run.
+        cache_dir: folder of weights.
+        names: stages that are to run.
+        device: section of the device; empty: that of the run's config.
+        **work: sizes that are known, fields of `Work`.
+    """
+    config, card = aligner.read_workdir(Path(workdir))
+    chosen = registry.make_config(budget, device or config.get("device", {}))
+    if not chosen.budget_bytes:
         return
-    plan = make(config, cache_dir, device)
-    plan = read_corpus(plan, cache_dir) if work is None else plan
-    if work is not None:
-        plan = dataclasses.replace(plan, shapes=dataclasses.replace(plan.shapes, work=work))
-    budget.require_fits(device, [plan.stage(name) for name in names], plan.advice)
+    sections = {key: card[key] for key in ("projector", "objective")}
+    base = {"vocabulary": {"kind": "seen"}, "train": {}, "optimizer": {}, "augment": {}}
+    plan = make({**base, **config, **sections}, cache_dir, chosen)
+    rows = card["vocabulary"]["num_rows"]
+    plan = dataclasses.replace(plan, shapes=with_work(plan.shapes, num_rows=rows, **work))
+    _require(plan, names)
+
+
+def _device_of(config: Mapping[str, Any]) -> Config:
+    return registry.make_config(budget, config.get("device", {}))
+
+
+def _require(plan: Plan, names: Sequence[str]) -> None:
+    built = [plan.stage(name) for name in names]
+    budget.require_fits(plan.device, built, plan.advice)
+    for stage in built:
+        needed = budget.megabytes(stage.needed(plan.device).num_bytes)
+        logging.info("%s (%s) takes %s at most: it fits", stage.name, stage.setting, needed)

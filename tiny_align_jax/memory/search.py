@@ -18,7 +18,7 @@ def largest_fitting(
         limit: the largest of interest.
     """
     known = {n: num_bytes(n) for n in {1, max(start, 2)}}
-    for _ in range(4):
+    for _ in range(3):
         fitting = [n for n, size in known.items() if size <= budget_bytes]
         guess = _line(known, budget_bytes, limit)
         if guess in known or not guess:

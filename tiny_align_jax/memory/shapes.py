@@ -129,19 +129,19 @@ class Shapes:
         silence = np.zeros(self._window_samples, np.float32)
         return self.encoder.family.preprocess(self.encoder.config, silence, self._window_samples)
 
-    def inputs(self, batch_size: int) -> tuple[jax.ShapeDtypeStruct, jax.ShapeDtypeStruct]:
+    def inputs(self, batch_size: int) -> tuple[Any, Any]:
         """What the encoder reads: preprocessed audio, and its valid samples."""
         audio = shape((batch_size, *self._input.shape), self._input.dtype)
         return audio, shape((batch_size,), jnp.int32)
 
-    def frames(self, batch_size: int, num_frames: int) -> jax.ShapeDtypeStruct:
+    def frames(self, batch_size: int, num_frames: int) -> Any:
         """Frames as the cache keeps them."""
         return shape((batch_size, num_frames, self.feature_dim), cache.STORE_DTYPE)
 
     def batch(self, num_rows: int, leading: tuple[int, ...] = ()) -> Batch:
         """A training batch (or, with a number of utterances, a corpus on the device)."""
 
-        def of(dtype: Any, *rest: int) -> jax.ShapeDtypeStruct:
+        def of(dtype: Any, *rest: int) -> Any:
             return shape((*leading, num_rows, *rest), dtype)
 
         made = Batch(
@@ -236,8 +236,8 @@ class Shapes:
         return jax.eval_shape(read, as_dtype(self.llm_params, dtype), *self.prompt(dtype))
 
 
-def shape(dims: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
-    """Of an array."""
+def shape(dims: tuple[int, ...], dtype: Any) -> Any:
+    """A `jax.ShapeDtypeStruct`; not declared so, because it stands where types say Array."""
     return jax.ShapeDtypeStruct(dims, jnp.dtype(dtype))
 
 

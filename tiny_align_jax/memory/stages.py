@@ -28,6 +28,7 @@ COMPILER_BYTES = {"cpu": 140_000_000, "gpu": 300_000_000}
 # A tokenizer of 49k entries takes 136 MB of Python objects, one of 262k 451 MB.
 TOKENIZER_BYTES, TOKENIZER_BYTES_A_TOKEN = 63_000_000, 1_480
 VALIDATION_BATCH = 32  # of `setup.make_validation`
+HEARD_BATCH = 16  # of `evaluate.Config`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,13 +85,13 @@ def features(shapes: Shapes, device: Config) -> Stage:
         *_process(device),
         *_weights("encoder", shapes.encoder_params, device),
         Part("audio of two batches", 2 * audio, 2 * audio),
-        Part("frames of two batches", 2 * frames, 2 * frames),
+        Part("frames of the batch before", frames, 2 * frames),
         Part("audio decoded ahead", 0, ahead),
         Part("frames not yet written", 0, 2 * writer.SHARD_BYTES),
-        Part("encoder: temporaries", _encode(shapes, device, batch).temporary_bytes, 0, "encode"),
+        _encoding(shapes, device, batch),
     )
     window_s = shapes.config["encoder"]["window_s"]
-    return Stage("feature extraction", f"batch {batch}, window {window_s} s", parts)
+    return Stage("features of a corpus", f"batch {batch}, window {window_s} s", parts)
 
 
 def training(shapes: Shapes, device: Config, name: str = "training") -> Stage:
@@ -114,10 +115,26 @@ def training(shapes: Shapes, device: Config, name: str = "training") -> Stage:
     elif work.validates:
         # The validation hands the table over anew with every batch.
         parts.append(Part("table rows, again", table, 0, "validate"))
-        parts += _hear(shapes, device, VALIDATION_BATCH, "validate")
+        parts.append(_hearing(shapes, device, VALIDATION_BATCH, "validate"))
     parts = [part for part in parts if part.device_bytes or part.host_bytes]
     setting = f"{work.num_utterances} utterances, batch {batch}, {shapes.bucket_frames} frames"
     return Stage(name, setting, tuple(parts))
+
+
+def reading(shapes: Shapes, device: Config) -> Stage:
+    """A corpus heard without the LLM: encoder, then projector."""
+    recordings = shapes.work.num_recordings
+    table, state = tree_bytes(shapes.table), shapes.state
+    parts = (
+        *_process(device, shapes.llm.config.vocab_size),
+        *_weights("encoder", shapes.encoder_params, device),
+        Part("projector and objective", tree_bytes((state.trainable, state.fixed))),
+        Part("table rows", table, table),
+        _encoding(shapes, device, recordings),
+        _hearing(shapes, device, HEARD_BATCH, "hear"),
+    )
+    setting = f"batches of {recordings} and {HEARD_BATCH}, {shapes.bucket_frames} frames"
+    return Stage("reading", setting, parts)
 
 
 def generation(shapes: Shapes, device: Config, name: str = "generation") -> Stage:
@@ -130,7 +147,6 @@ def generation(shapes: Shapes, device: Config, name: str = "generation") -> Stag
     run = compiler(
         decode_loop.run, model, shapes.sampling, params, answers, prompt[-1], work.new_tokens
     )
-    heard = _encode(shapes, device, work.num_recordings)
     kv = tree_bytes(shapes.answers(shapes.llm.dtype))
     table, state = tree_bytes(shapes.table), shapes.state
     parts = (
@@ -140,8 +156,8 @@ def generation(shapes: Shapes, device: Config, name: str = "generation") -> Stag
         Part("projector and objective", tree_bytes((state.trainable, state.fixed))),
         Part("table rows", table, table),
         Part("KV cache, shared part", tree_bytes(shapes.prompt(shapes.llm.dtype)[0])),
-        Part("encoder: temporaries", heard.num_bytes, 0, "encode"),
-        *_hear(shapes, device, work.num_answers, "hear"),
+        _encoding(shapes, device, work.num_recordings),
+        _hearing(shapes, device, min(work.num_answers, HEARD_BATCH), "hear"),
         # While a prompt is read, the answers of the batch before are still held.
         Part("KV cache", kv if work.num_answers == 1 else 2 * kv, 0, "read the prompt"),
         Part("LLM: temporaries", read.temporary_bytes, 0, "read the prompt"),
@@ -199,18 +215,19 @@ def _corpus(shapes: Shapes, batch: int) -> tuple[list[Part], Callable, tuple, di
     return parts, step.make_stream_steps(shapes.spec), (group,), {}
 
 
-def _encode(shapes: Shapes, device: Config, batch: int) -> Program:
+def _encoding(shapes: Shapes, device: Config, batch: int) -> Part:
     compiler = Compiler(device)
     dtype = compiler.dtype(shapes.encoder.dtype)
     encoder = shapes.encoder.family.Encoder(shapes.encoder.config, dtype)
     params = as_dtype(shapes.encoder_params, dtype)
-    return compiler(pipeline.encode, encoder, shapes.layers, params, *shapes.inputs(batch))
+    program = compiler(pipeline.encode, encoder, shapes.layers, params, *shapes.inputs(batch))
+    return Part("encoder: temporaries", program.num_bytes, 0, "encode")
 
 
-def _hear(shapes: Shapes, device: Config, batch: int, moment: str) -> list[Part]:
+def _hearing(shapes: Shapes, device: Config, batch: int, moment: str) -> Part:
     frames = shapes.frames(batch, shapes.bucket_frames)
     num_frames = shape((batch,), jnp.int32)
     reader = setup.make_reader(shapes.spec)
     program = Compiler(device)(reader, shapes.params, shapes.table, frames, num_frames)
     size = program.num_bytes + tree_bytes(frames)
-    return [Part("reading: temporaries", size, tree_bytes(frames), moment)]
+    return Part("reading: temporaries", size, tree_bytes(frames), moment)

@@ -176,9 +176,9 @@ def _peak_device_mb() -> float | None:
 
 
 def _require_same_config(folder: Path, config: Mapping[str, Any]) -> None:
-    """Refuses to go on from checkpoints that another config made."""
-    there = _read_json(folder / CONFIG_FILE)
-    differences = _differences(there, json.loads(json.dumps(config)))
+    """Refuses to go on from checkpoints that another config made; where it runs does not matter."""
+    there, here = _read_json(folder / CONFIG_FILE), json.loads(json.dumps(config))
+    differences = _differences(there | {"device": {}}, here | {"device": {}})
     if differences:
         raise CheckpointError(
             f"{folder} holds a run with another config:\n  "

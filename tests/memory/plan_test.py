@@ -1,0 +1,153 @@
+"""Plans against the real thing: shapes of what the loaders load, no weights read, the gates."""
+
+import dataclasses
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from tests import tiny_world
+from tests.train import world
+from tiny_align_jax.memory import plan, stages
+from tiny_align_jax.memory.budget import Config, Part, Stage
+from tiny_align_jax.memory.kinds import STAGES, with_work
+from tiny_align_jax.types import BudgetError, ConfigError
+from tiny_align_jax.weights import assets, loading
+
+CPU = Config(platform="cpu")
+
+
+@pytest.fixture(scope="module")
+def config_and_cache(tmp_path_factory):
+    return world.make(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def made(config_and_cache):
+    """The plan of a run over the tiny corpus, its numbers read."""
+    return plan.read_corpus(plan.make(*config_and_cache, CPU), config_and_cache[1])
+
+
+def _no_weights(monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("weights are read")
+
+    for name in ("load_encoder", "load_llm", "embedding_rows"):
+        monkeypatch.setattr(loading, name, refuse)
+
+
+def _part(stage, name):
+    return next(part for part in stage.parts if part.name == name)
+
+
+def test_frozen_parts_are_as_large_as_what_is_loaded(made, config_and_cache):
+    config, cache_dir = config_and_cache
+    for kind, shapes, load in (
+        ("encoder", made.shapes.encoder_params, loading.load_encoder),
+        ("llm", made.shapes.llm_params, loading.load_llm),
+    ):
+        params = load(assets.resolve(config[kind]["asset"], cache_dir)).params
+        same = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, shapes, params)
+        assert all(jax.tree.leaves(same))
+
+
+def test_training_counts_what_a_state_holds(made):
+    assert made.shapes.work.num_utterances == 16 and made.shapes.work.validates
+    shapes = with_work(made.shapes, validates=False)  # whose program costs as much to compile
+    stage = STAGES["training"].build(shapes, CPU)
+    projector = _part(stage, "projector and objective").device_bytes
+    assert projector == 4 * sum(np.prod(x.shape) for x in jax.tree.leaves(made.shapes.params))
+    assert 2 * projector <= _part(stage, "optimizer").device_bytes < 2 * projector + 1000
+    assert _part(stage, "training step: temporaries").device_bytes > 0
+    assert not [part for part in stage.parts if part.name.startswith("LLM")]
+    assert stages.tree_bytes(made.shapes.table) == _part(stage, "table rows").device_bytes
+
+
+def test_generation_holds_a_cache_for_every_token_of_every_answer(made):
+    stage = STAGES["generation"].build(with_work(made.shapes, num_answers=4), CPU)
+    llm, work = made.shapes.llm.config, made.shapes.work
+    tokens = work.prefix_tokens + work.tail_tokens + work.new_tokens
+    cache = 4 * 2 * 4 * llm.num_layers * llm.num_kv_heads * llm.head_dim * tokens
+    caches = [p for p in stage.parts if p.name == "KV cache"]
+    assert {p.moment for p in caches} == {"read the prompt", "answer"}
+    found = next(p.device_bytes for p in caches if p.moment == "answer")
+    assert cache <= found < 1.2 * cache  # masks, positions and ids beside it
+
+
+def test_a_published_name_needs_no_weights(monkeypatch, tmp_path):
+    _no_weights(monkeypatch)
+    config = json.loads(common.base().to_json_best_effort())
+    config["llm"] = {"asset": "meta-llama/Llama-3.2-3B-Instruct", "dtype": "bfloat16"}
+    config["encoder"]["asset"] = "wavlm-base-plus"
+    made = plan.make(config, str(tmp_path), Config(platform="gpu"))
+    assert stages.tree_bytes(made.shapes.llm_params) == 2 * 3_212_749_824
+    assert made.shapes.feature_dim == 768
+
+
+def test_unknown_models_and_stages_name_what_there_is(made, tmp_path):
+    with pytest.raises(ConfigError, match=r"nonsense.*Llama-3\.2-1B"):
+        plan.find_model("llms", {"asset": "nonsense", "dtype": "float32"}, str(tmp_path))
+    with pytest.raises(ConfigError, match=r"nonsense.*training"):
+        made.stage("nonsense")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return tiny_world.make(tmp_path_factory.mktemp("trained"))
+
+
+@pytest.fixture
+def cheap(monkeypatch):
+    """Stages of 100 bytes a row of a batch, in place of those that compile."""
+    _no_weights(monkeypatch)
+
+    def build(title, shapes, device):
+        rows = shapes.train.batch_size if title == "training" else shapes.work.num_recordings
+        corpus = 10**6 * (shapes.train.resident != "never")
+        return Stage(title, f"batch {rows}", (Part("rows", 100 * rows), Part("corpus", corpus)))
+
+    for name in ("training", "reading"):
+        kind = STAGES[name]
+        fake = dataclasses.replace(kind, build=functools.partial(build, kind.title))
+        monkeypatch.setitem(STAGES, name, fake)
+
+
+@pytest.mark.parametrize(
+    ("budget_bytes", "advice"),
+    [(400, "resident='never'"), (350, "batch_size=3"), (50, "not fit with any")],
+)
+def test_the_gate_refuses_before_weights_and_names_what_fits(
+    config_and_cache, cheap, budget_bytes, advice
+):
+    config, cache_dir = config_and_cache
+    train = {**config["train"], "resident": "never" if "batch" in advice else "auto"}
+    device = {"platform": "cpu", "budget_bytes": budget_bytes}
+    with pytest.raises(BudgetError, match=rf"training \(batch 4\)(.|\n)*{advice}"):
+        plan.require_fits({**config, "train": train, "device": device}, cache_dir, ["training"])
+
+
+def test_the_gate_lets_pass_what_fits(config_and_cache, cheap):
+    config, cache_dir = config_and_cache
+    for device in ({"platform": "cpu", "budget_bytes": 2 * 10**6}, {}):
+        plan.require_fits({**config, "device": device}, cache_dir, ["training"])
+
+
+def test_a_workdir_is_refused_on_a_smaller_device(trained, cheap):
+    device = {"name": "nutshell", "platform": "cpu", "budget_bytes": 1000}
+    arguments = (trained.workdir, str(trained.cache_dir), ["reading"])
+    with pytest.raises(BudgetError, match=r"nutshell(.|\n)*reading(.|\n)*not fit with any"):
+        plan.require_workdir_fits(*arguments, device)
+    plan.require_workdir_fits(*arguments, {})  # no device, no limit
+
+
+def test_planning_for_a_gpu_without_one_compiles_in_float32(config_and_cache):
+    config, cache_dir = config_and_cache
+    config = {**config, "train": {**config["train"], "compute_dtype": "bfloat16"}}
+    there = plan.make(config, cache_dir, Config(platform="gpu"))
+    assert there.shapes.train.compute_dtype == "float32"
+    assert stages.Compiler(there.device).dtype("bfloat16") == "float32"
+    assert plan.make(config, cache_dir, CPU).shapes.train.compute_dtype == "bfloat16"
+    assert dataclasses.replace(there, device=CPU).assumptions()
