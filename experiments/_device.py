@@ -35,7 +35,7 @@ def preset(name: str) -> devices.Preset:
 def named_in(argv: Sequence[str]) -> str:
     """Value of --device in a command line, '' if it is not there or names nothing we have."""
     found = ""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv, ""][1:], strict=True):
         name, equals, value = word.lstrip("-").partition("=")
         if word.startswith("-") and name == "device":
             found = value if equals else following
