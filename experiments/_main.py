@@ -127,6 +127,27 @@ def users_dir(given: str | None) -> Path:
     return Path(given or Path(CACHE_DIR.value) / "users")
 
 
+def load_aligner(workdir: str, *, need_llm: bool, stage: str = "generation", **work: Any) -> Any:
+    """A trained workdir's aligner, if it fits the device; its corpus's root on this machine.
+
+    Args:
+        workdir: folder of a finished run.
+        need_llm: load the LLM, too.
+        stage: what is to be done with it, of `memory.plan.STAGES`; 'reading' without the LLM.
+        **work: sizes for the plan, fields of `memory.shapes.Work`.
+
+    Raises:
+        BudgetError: it would not fit; nothing was loaded.
+        TinyAlignError: of loading.
+    """
+    from tiny_align_jax.aligner import Aligner
+    from tiny_align_jax.memory import plan
+
+    stages = [stage if need_llm else "reading"]
+    plan.require_workdir_fits(workdir, CACHE_DIR.value, stages, _device.section(), **work)
+    return with_local_data(Aligner.load(workdir, CACHE_DIR.value, need_llm=need_llm))
+
+
 def log_to_file(path: Path) -> None:
     """Sends a copy of the log to `path`."""
     path.parent.mkdir(parents=True, exist_ok=True)

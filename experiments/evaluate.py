@@ -15,7 +15,7 @@ import os
 
 from absl import flags
 
-from experiments import _device, _main
+from experiments import _main
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation", "train"], "What to score.")
@@ -53,21 +53,18 @@ def main(argv):
     del argv
     # They import JAX: after --help.
     from tiny_align_jax import decode, evaluate, evaluation_report, reading, reading_config
-    from tiny_align_jax.aligner import Aligner
-    from tiny_align_jax.memory import plan
 
     config = evaluate.Config(
         split=_SPLIT.value, limit=_LIMIT.value, snap=_SNAP.value, use_llm=_USE_LLM.value
     )
     cache_dir = _main.CACHE_DIR.value
     how = reading_config.load_config(_WORKDIR.value, _READING.value, _READING_FILE.value)
-    needs_llm = config.use_llm or how.needs_llm
-    stages = ("evaluation",) if needs_llm else ("reading",)
-    plan.require_workdir_fits(
-        _WORKDIR.value, cache_dir, stages, _device.section(), new_tokens=_MAX_NEW_TOKENS.value
+    aligner = _main.load_aligner(
+        _WORKDIR.value,
+        need_llm=config.use_llm or how.needs_llm,
+        stage="evaluation",
+        new_tokens=_MAX_NEW_TOKENS.value,
     )
-    aligner = Aligner.load(_WORKDIR.value, cache_dir, need_llm=needs_llm)
-    aligner = _main.with_local_data(aligner)
     evaluation = evaluate.evaluate(
         aligner,
         cache_dir,

@@ -16,7 +16,7 @@ import json
 
 from absl import flags
 
-from experiments import _device, _main
+from experiments import _main
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.", required=True)
 _AUDIO = flags.DEFINE_string(
@@ -47,9 +47,7 @@ def main(argv):
     del argv
     from tiny_align_jax import decode, reading, reading_config, transcribe  # JAX: after --help
     from tiny_align_jax.adapt import state, user
-    from tiny_align_jax.aligner import Aligner
     from tiny_align_jax.data import prompts
-    from tiny_align_jax.memory import plan
 
     settings = decode.Config(
         max_new_tokens=_MAX_NEW_TOKENS.value,
@@ -58,16 +56,8 @@ def main(argv):
         seed=_SEED.value,
     )
     prompt = None if _INSTRUCTION.value is None else prompts.from_instruction(_INSTRUCTION.value)
-    stages = ("generation",) if _USE_LLM.value else ("reading",)
-    plan.require_workdir_fits(
-        _WORKDIR.value,
-        _main.CACHE_DIR.value,
-        stages,
-        _device.section(),
-        new_tokens=_MAX_NEW_TOKENS.value,
-    )
-    aligner = Aligner.load(_WORKDIR.value, _main.CACHE_DIR.value, need_llm=_USE_LLM.value)
-    aligner = _main.with_local_data(aligner)
+    length = _MAX_NEW_TOKENS.value
+    aligner = _main.load_aligner(_WORKDIR.value, need_llm=_USE_LLM.value, new_tokens=length)
     if _USER.value:
         found = state.find(_main.users_dir(_USERS.value), _USER.value)
         aligner = user.apply(aligner, found, user.fingerprint(_WORKDIR.value))
