@@ -7,8 +7,7 @@ The argument names a method of METHODS. Which is best, by how much and on whom: 
 """
 
 from configs import common
-from tiny_align_jax import personalize
-from tiny_align_jax.adapt import delta, fit, word_prior
+from tiny_align_jax.adapt import delta, fit, recipe, word_prior
 
 _NORMS = "projector/.*(norm/(scale|bias)|/bias)"
 _ENCODER_NORMS = "encoder/layers/.*(norm/(scale|bias)|/bias)"
@@ -35,7 +34,7 @@ def get_config(arg: str = ""):
     """`arg` is a method of METHODS."""
     config = common.ConfigDict(
         {
-            "adapt": common.from_dataclass(personalize.Config()),
+            "adapt": common.from_dataclass(recipe.Config()),
             "method": common.from_dataclass(delta.Method()),
             "fit": common.from_dataclass(fit.Config()),
             "word_prior": common.from_dataclass(word_prior.Config()),

@@ -39,7 +39,7 @@ _JSON = flags.DEFINE_string("json", None, "Also write the result to this file.")
 def main(argv):
     del argv
     from tiny_align_jax import personalize, personalize_trial
-    from tiny_align_jax.adapt import state
+    from tiny_align_jax.adapt import recipe, state
     from tiny_align_jax.aligner import Aligner
     from tiny_align_jax.types import ConfigError
 
@@ -52,7 +52,7 @@ def main(argv):
         return print(f"deleted {state.delete(folder, _DELETE.value)}")
     if not _BASE.value:
         raise ConfigError("--base is missing: a workdir of experiments.train, or a base projector")
-    how = personalize.plan(json.loads(_CONFIG.value.to_json_best_effort()))
+    how = recipe.of_sections(json.loads(_CONFIG.value.to_json_best_effort()))
     cache_dir = _main.CACHE_DIR.value
     base = _main.with_local_data(Aligner.load(_BASE.value, cache_dir, need_llm=False))
     said = personalize_trial.gather(

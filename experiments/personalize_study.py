@@ -37,7 +37,7 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of proj
 def main(argv):
     del argv
     from configs import personalize as configs
-    from tiny_align_jax.adapt import fit, study, study_choose, study_report, study_run, study_test
+    from tiny_align_jax.adapt import fit, study, study_choose, study_final, study_report, study_run
     from tiny_align_jax.aligner import Aligner
     from tiny_align_jax.data import augment
 
@@ -70,9 +70,9 @@ def main(argv):
         study_choose.run(ground(_DEV.value, "validation", points), points, config, folder)
     if _BASE.value:
         chosen = json.loads((folder / study_choose.FILE).read_text())
-        choice = study_test.Choice.of(chosen, points)
+        choice = study_final.Choice.of(chosen, points)
         wanted = [choice.point] if choice.point else []
-        study_test.run(ground(_BASE.value, "test", wanted), choice, config, folder)
+        study_final.run(ground(_BASE.value, "test", wanted), choice, config, folder)
     print(study_report.write(folder))
 
 

@@ -15,7 +15,8 @@ from ml_collections import ConfigDict
 import configs
 from configs import common
 from configs import personalize as personalize_config
-from tiny_align_jax import personalize, registry, sweep
+from tiny_align_jax import registry, sweep
+from tiny_align_jax.adapt import recipe
 from tiny_align_jax.data import augment, prompts
 from tiny_align_jax.train import loop, mixture, optimizer, setup
 
@@ -100,7 +101,7 @@ def test_config(name, arg):
 
 @pytest.mark.parametrize("method", sorted(personalize_config.METHODS))
 def test_every_method_of_personalisation_makes_a_plan(method):
-    plan = personalize.plan(_plain(PERSONAL[0], method))
+    plan = recipe.of_sections(_plain(PERSONAL[0], method))
     assert plan.method.trains == (method != "words")
     assert plan.method.needs_encoder == method.startswith("encoder")
 

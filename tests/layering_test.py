@@ -37,7 +37,7 @@ LAYERS = (
     {"decode", "decode_steered"},
     {"responder"},
     {"aligner", "train"},
-    {"language", "reading_config"},
+    {"language", "reading_config", "related"},
     {"candidates"},
     {"reading"},
     {"transcribe"},

@@ -9,7 +9,7 @@ import pytest
 from configs import personalize as configs
 from tests import tiny_world
 from tiny_align_jax import aligner, personalize, personalize_trial, transcribe
-from tiny_align_jax.adapt import replay, state, user
+from tiny_align_jax.adapt import recipe, replay, state, user
 from tiny_align_jax.types import CheckpointError, ConfigError, DataError
 
 SPEAKERS = ("s1", "s2")
@@ -37,7 +37,7 @@ def _plan(method="words", **values):
     sections["adapt"] |= {"num_validation": 1, "replay_count": 4, "learning_rate": 0.05} | values
     sections["fit"] |= {"steps_per_checkpoint": 2, "num_checkpoints": 2, "batch_size": 2}
     sections["fit"] |= {"replay_size": 1}
-    return personalize.plan(sections)
+    return recipe.of_sections(sections)
 
 
 def _personalize(world, base, said, how, name="anna", words=()):
@@ -116,12 +116,12 @@ def test_what_cannot_be_used_is_named(world, base, said, tmp_path):
     with pytest.raises(DataError, match="to be held back"):
         _personalize(world, base, said["s1"][:1], _plan())
     with pytest.raises(ConfigError, match="unknown section"):
-        personalize.plan({"methods": {}})
+        recipe.of_sections({"methods": {}})
 
 
 def test_a_user_has_one_source_and_speakers_must_be_new_to_the_base(base):
     gather = personalize_trial.gather
-    config = personalize.Config()
+    config = recipe.Config()
     with pytest.raises(ConfigError, match="give one of"):
         gather(base, None, None, [], 0, config)
     with pytest.raises(DataError, match="trained on this speaker"):

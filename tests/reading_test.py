@@ -73,6 +73,20 @@ def test_the_llm_reorders_whole_texts(plain, judged):
     assert candidates.choose(candidates.ranked(judged[0], only), only) == favourite.text
 
 
+def test_a_users_own_sentences_are_the_last_that_the_llm_sees(loaded, frames, judged, monkeypatch):
+    shown = []
+    real = language.LlmJudge
+    monkeypatch.setattr(
+        language,
+        "LlmJudge",
+        lambda llm, words, lines: shown.append(lines) or real(llm, words, lines),
+    )
+    own = dataclasses.replace(loaded, user_texts=("the green dog",))
+    found = reading.Reader(own, WITH_LLM, tiny_world.SENTENCES).candidates(frames)
+    assert shown[0][-1] == "the green dog" and len(shown[0]) > WITH_LLM.context
+    assert [c.llm for c in found[0]] != [c.llm for c in judged[0]]
+
+
 def test_fusion_scores_at_least_as_high_as_rescoring(loaded, frames, judged):
     config = dataclasses.replace(WITH_LLM, method="fusion")
     reader = reading.Reader(loaded, config, tiny_world.SENTENCES)

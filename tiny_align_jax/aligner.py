@@ -87,6 +87,7 @@ class Aligner:
         llm_folder: where the LLM's weights are.
         llm: the LLM with its parameters, None if it was not asked for.
         user_encoder: encoder parameters -> a user's own, where a user's state changes them.
+        user_texts: what the user has said before, in spoken form.
     """
 
     config: Mapping[str, Any]
@@ -100,6 +101,7 @@ class Aligner:
     llm_folder: Any
     llm: Llm | None = None
     user_encoder: Callable[[PyTree], PyTree] | None = None
+    user_texts: tuple[str, ...] = ()
 
     @classmethod
     def load(

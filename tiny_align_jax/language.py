@@ -47,6 +47,8 @@ class LlmJudge:
             words: its tokenizer.
             sentences: training sentences to stand before a text, in spoken form.
             batch_sizes: padded batch sizes, the last is the largest; None for the device's default.
+            max_context_tokens: keep only so many tokens of the lines, the last ones; 0 keeps all. Judges
+                behind contexts of equal length share compiled programs.
 
         Raises:
             ConfigError: sentences with control tokens of the LLM in them.

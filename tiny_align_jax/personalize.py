@@ -9,62 +9,19 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tiny_align_jax import registry
-from tiny_align_jax.adapt import delta as delta_lib
 from tiny_align_jax.adapt import fit, replay, user, word_prior
+from tiny_align_jax.adapt.recipe import Recipe, make_spec
 from tiny_align_jax.adapt.state import State
 from tiny_align_jax.aligner import Aligner
-from tiny_align_jax.data import augment, vocabulary
+from tiny_align_jax.data import vocabulary
 from tiny_align_jax.train.run import peak_rss_bytes
-from tiny_align_jax.types import ConfigError, DataError, Utterance
-from tiny_align_jax.weights import loading
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """How to adapt to one user.
-
-    Attributes:
-        learning_rate: of Adam, at its peak.
-        decay: weight decay of the delta, towards the base.
-        replay_weight: share of the loss that replayed utterances get.
-        replay_count: utterances of the base's training that travel with it.
-        num_validation: utterances held back to stop by; 0 goes to the last checkpoint unchecked.
-        seed: of everything drawn.
-    """
-
-    learning_rate: float = 3e-4
-    decay: float = 0.0
-    replay_weight: float = 0.5
-    replay_count: int = 64
-    num_validation: int = 3
-    seed: int = 0
-
-    def __post_init__(self):
-        if self.learning_rate <= 0 or self.decay < 0 or not 0 <= self.replay_weight < 1:
-            raise ConfigError(
-                f"adapt: learning_rate={self.learning_rate}, decay={self.decay}, replay_weight="
-                f"{self.replay_weight}; expected more than 0, at least 0, and 0 <= x < 1"
-            )
-        if self.num_validation < 0 or self.replay_count < 0:
-            raise ConfigError("adapt: num_validation and replay_count are 0 or more")
-
-
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """Everything that decides how a user is adapted to; made of config sections by `plan`."""
-
-    adapt: Config
-    method: delta_lib.Method
-    fit: fit.Config
-    word_prior: word_prior.Config
+from tiny_align_jax.types import DataError, Utterance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,29 +59,13 @@ class Result:
         return "\n".join(lines)
 
 
-def plan(sections: Mapping[str, Any]) -> Plan:
-    """A plan of plain config sections 'adapt', 'method', 'fit' (with 'augment' in it) and 'word_prior'.
-
-    Raises:
-        ConfigError: unknown section or key, or a value that cannot work.
-    """
-    makers = {"adapt": Config, "method": delta_lib.Method, "word_prior": word_prior.Config}
-    strangers = sorted(set(sections) - {*makers, "fit"})
-    if strangers:
-        raise ConfigError(f"personalize: unknown section(s) {', '.join(strangers)}")
-    sizes = dict(sections.get("fit", {}))
-    noise = registry.make_dataclass(augment.Config, sizes.pop("augment", {}))
-    made = {n: registry.make_dataclass(m, sections.get(n, {})) for n, m in makers.items()}
-    return Plan(fit=registry.make_dataclass(fit.Config, {**sizes, "augment": noise}), **made)
-
-
 def personalize(
     aligner: Aligner,
     workdir: str | os.PathLike,
     cache_dir: str,
     name: str,
     utterances: Sequence[Utterance],
-    how: Plan,
+    how: Recipe,
     words: Sequence[str] = (),
 ) -> Result:
     """Adapts a base to one user.
@@ -175,7 +116,7 @@ def personalize(
             logging.warning("%s: nothing beat the base on validation, so the base is kept", name)
     lap("adapted")
     about = {
-        "plan": dataclasses.asdict(how),
+        "recipe": dataclasses.asdict(how),
         "texts": [vocabulary.spoken_form(text) for text in texts],
         "valid_losses": losses,
         "checkpoint": checkpoint,
@@ -188,7 +129,7 @@ def personalize(
     return Result(state, tuple(losses), checkpoint, recordings.skipped, seconds, peak_mb)
 
 
-def _row_bias(own: Aligner, how: Plan, targets, other: replay.Replay, words) -> np.ndarray:
+def _row_bias(own: Aligner, how: Recipe, targets, other: replay.Replay, words) -> np.ndarray:
     """The user's word prior over all rows, those that the base lacks included."""
     missing = len(own.vocabulary) - other.topics_KV.shape[1]
     topics_KV = np.pad(other.topics_KV, ((0, 0), (0, missing)))
@@ -196,7 +137,7 @@ def _row_bias(own: Aligner, how: Plan, targets, other: replay.Replay, words) -> 
     return word_prior.row_bias(how.word_prior, topics_KV, targets, listed)
 
 
-def _adapt(own: Aligner, how: Plan, corpus: fit.Corpus, other: replay.Replay, bias) -> fit.Trace:
+def _adapt(own: Aligner, how: Recipe, corpus: fit.Corpus, other: replay.Replay, bias) -> fit.Trace:
     """Two jobs in one run: without the validation utterances, and with them."""
     count, held_back = len(corpus.num_frames_N), how.adapt.num_validation
     order = np.random.default_rng(how.adapt.seed).permutation(count)
@@ -223,16 +164,3 @@ def _adapt(own: Aligner, how: Plan, corpus: fit.Corpus, other: replay.Replay, bi
     )
     spec, params = make_spec(own, how.method, config)
     return jax.device_get(fit.run(spec, params, own.frozen, corpus, replayed, jobs, settings))
-
-
-def make_spec(
-    base: Aligner, method: delta_lib.Method, config: fit.Config, dtype: Any = jnp.float32
-) -> tuple[fit.Spec, dict[str, Any]]:
-    """What `fit.run` compiles for, and the base's tree with the encoder where the method needs it."""
-    params = {name: base.params[name] for name in ("projector", "objective")}
-    if not method.needs_encoder:
-        return fit.Spec(base.ear, method, config), params
-    module, encoder_config = loading.encoder_config(base.encoder_folder)
-    layers = tuple(base.card["encoder"]["layers"])
-    params["encoder"] = base.encoder_params()
-    return fit.Spec(base.ear, method, config, module.Encoder(encoder_config, dtype), layers), params

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from tiny_align_jax import personalize, scoring
-from tiny_align_jax.adapt import material, user
+from tiny_align_jax.adapt import material, recipe, user
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data import splits
 from tiny_align_jax.datasets import jsonl
@@ -69,7 +69,7 @@ def gather(
     manifest: str | None,
     recordings: Sequence[tuple[str, str]],
     fold: int,
-    config: personalize.Config,
+    config: recipe.Config,
 ) -> Said:
     """A user's utterances from exactly one source.
 

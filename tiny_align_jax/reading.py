@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tiny_align_jax import beam, language, ngram
+from tiny_align_jax import beam, language, ngram, related
 from tiny_align_jax.aligner import Aligner, Ear
 from tiny_align_jax.candidates import Candidate, choose, ranked
 from tiny_align_jax.data import batching
@@ -28,6 +28,7 @@ from tiny_align_jax.types import Array, ConfigError, DataError, Frozen, PyTree
 
 _MEASURED = 16  # utterances that the cost is measured on
 _BATCH = 16  # utterances heard at a time: [batch, tokens, rows] log-probabilities
+_NUM_RELATED = 24  # training sentences about what a user says
 
 
 class Reader:
@@ -74,6 +75,11 @@ class Reader:
             self._ngram_score = language.ngram_score(self._ngram)
         if config.needs_llm:
             sentences = draw_context(texts, config.context, config.seed)
+            # A user's own sentences come last, nearest to the text that is judged: they tell what is
+            # likely from this user (docs/personalization.md has the figures).
+            own = aligner.user_texts
+            near = related.Related(texts).to(own, _NUM_RELATED) if own else []
+            sentences += [*near, *own]
             self._judge = language.LlmJudge(aligner.require_llm(), aligner.tokenizer, sentences)
 
     def read(

@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import personalize
 from tiny_align_jax.adapt import crew as crew_lib
 from tiny_align_jax.adapt import delta as delta_lib
-from tiny_align_jax.adapt import fit, study_scores, word_prior
+from tiny_align_jax.adapt import fit, recipe, study_scores, word_prior
 from tiny_align_jax.adapt.crew import Crew, Plan
 from tiny_align_jax.types import Array, PyTree
 
@@ -174,7 +173,7 @@ class Lab:
             return fit.Spec(self.ear, method, sizes), self.params, self.crew.corpus, self._replay
         if self._audio is None:
             raise ValueError("this lab has no audio for methods that reach into the encoder")
-        spec, params = personalize.make_spec(self.crew.base, method, sizes, self._dtype)
+        spec, params = recipe.make_spec(self.crew.base, method, sizes, self._dtype)
         if self._with_encoder is None:
             self._with_encoder = jax.device_put(params)
         spec = dataclasses.replace(spec, ear=self.ear)
@@ -239,7 +238,7 @@ def describe(lab: Lab, point: Point, plan: Plan, outcome: Outcome) -> dict[str, 
 
 def points_of(methods: Mapping[str, Mapping[str, Any]], factors: Sequence[float]) -> list[Point]:
     """Points of config sections by method name: every method at every factor on its learning rate."""
-    plans = {name: personalize.plan(sections) for name, sections in methods.items()}
+    plans = {name: recipe.of_sections(sections) for name, sections in methods.items()}
     return [
         Point(
             name,

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from tiny_align_jax import related
 from tiny_align_jax.adapt import crew as crew_lib
-from tiny_align_jax.adapt import fit, material, related, replay, study, user
+from tiny_align_jax.adapt import fit, material, replay, study, user
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data.vocabulary import spoken_form
 from tiny_align_jax.reading import draw_context

@@ -137,7 +137,8 @@ def apply(aligner: Aligner, state: State, base: str) -> Aligner:
         params["frames"] = frames
     in_encoder = any(":encoder/" in name for name in delta)
     encoder = functools.partial(_change_encoder, delta) if in_encoder else None
-    return dataclasses.replace(aligner, params=params, user_encoder=encoder)
+    texts = tuple(state.about.get("texts", ()))
+    return dataclasses.replace(aligner, params=params, user_encoder=encoder, user_texts=texts)
 
 
 def _change_encoder(delta: delta_lib.Delta, params: PyTree) -> PyTree:

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 
 from configs import personalize as configs
-from tiny_align_jax import beam
+from tiny_align_jax import beam, related
 from tiny_align_jax.adapt import (
     crew,
     delta,
     fit,
-    related,
     study,
     study_reading,
     study_scores,
