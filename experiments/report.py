@@ -56,7 +56,8 @@ def main(argv):
         names = race.split(":")
         if len(names) != 3:
             raise ConfigError(f"--race={race!r}; expected three rows, ours:other:paper")
-        races.append(report_race.tell(*(report.find_row(rows, name) for name in names)))
+        ours, other, paper = (report.find_row(rows, name) for name in names)
+        races.append(report_race.tell(ours, other, paper))
     title = _TITLE.value or f"Sweep {workdir.name}"
     out = Path(_OUT.value) if _OUT.value else workdir / "report"
     paths = report_page.write(rows, scoring, title, out, _METRIC.value, pairs, races)
