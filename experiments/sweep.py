@@ -48,7 +48,8 @@ def main(argv):
     from tiny_align_jax import sweep, sweep_run
     from tiny_align_jax.types import ConfigError
 
-    module = _module(config_flags.get_config_filename(flags.FLAGS["config"]))
+    path, *_ = config_flags.get_config_filename(flags.FLAGS["config"]).split(":")
+    module = _module(path)
     points = sweep.expand(
         _main.resolve_config(_CONFIG.value), sweep.axes(module, _SWEEP.value or [])
     )

@@ -331,7 +331,7 @@ def test_settings_are_checked_together():
 
 
 def test_command_line_lists_points_without_data(tmp_path):
-    command = [sys.executable, "-m", "experiments.sweep", "--config=configs/so762.py",
+    command = [sys.executable, "-m", "experiments.sweep", "--config=configs/so762.py:tiny",
                "--sweep=objective,seed", f"--workdir={tmp_path}", "--list"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=True)
     lines = done.stdout.strip().splitlines()
