@@ -205,10 +205,11 @@ class ForcedAligner:
     def _log_probs(self, params, frozen, features_TE: Array, num_frames) -> tuple[Any, Any]:
         ear = self._aligner.ear
         mask_BT = (jnp.arange(features_TE.shape[0]) < num_frames)[None]
-        audio_BAD, audio_mask_BA = ear.projector.apply(
+        outputs: Any = ear.projector.apply(
             {"params": params["projector"]}, features_TE[None], mask_BT
         )
-        log_probs_BAV = ear.objective.log_probs(
+        audio_BAD, audio_mask_BA = outputs
+        log_probs_BAV: Any = ear.objective.log_probs(
             ear.objective_config, params["objective"], audio_BAD, frozen
         )
         return log_probs_BAV[0], audio_mask_BA[0]

@@ -184,7 +184,7 @@ class Piper:
             )
             if speaker.accent:
                 pieces = [accents.mandarin(p, speaker.accent, rng) for p in voice.phonemize(text)]
-                chunks = [
+                chunks: list = [
                     voice.phoneme_ids_to_audio(voice.phonemes_to_ids(p), config) for p in pieces
                 ]
             else:

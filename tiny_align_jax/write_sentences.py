@@ -251,7 +251,7 @@ def _prompt(
 def _draw_prompt(config: Config, words, styles: Sequence[str], rng) -> Sequence[int]:
     lines = []
     for i in rng.integers(len(styles), size=config.num_examples):
-        sentence: str = styles[i]
+        sentence = str(styles[int(i)])
         long = [w for w in sentence.split() if len(w) >= _MIN_EXAMPLE_LETTERS]
         lines.append(f"- {long[rng.integers(len(long))]}: {sentence.capitalize()}.\n")
     return words.encode("".join(lines) + "-")

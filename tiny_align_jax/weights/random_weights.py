@@ -116,7 +116,7 @@ def _tensors(
     """Names and shapes that fill every parameter of `shapes`."""
     filled = set()
     for rule in rules:
-        if rule.target not in shapes or rule.target in filled:
+        if rule.target is None or rule.target not in shapes or rule.target in filled:
             continue
         filled.add(rule.target)
         dims = tuple(shapes[rule.target].shape)
