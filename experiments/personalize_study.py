@@ -23,14 +23,14 @@ _BASE = flags.DEFINE_string("base", None, "Workdir of the base whose test speake
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write to.", required=True)
 _METHODS = flags.DEFINE_list("methods", [], "Of configs/personalize.py; default: all that train.")
 _FACTORS = flags.DEFINE_list("factors", ["1", "0.3", "3"], "Times each method's learning rate.")
-_BUDGET_S = flags.DEFINE_float("budget_s", 150, "Begin no further point after so many seconds.")
+_BUDGET_S = flags.DEFINE_float("budget_s", 90, "Begin no further point after so many seconds.")
 _JOBS = flags.DEFINE_integer("jobs_at_once", 32, "Copies that share a step.")
 _STEPS = flags.DEFINE_integer("steps_per_checkpoint", 8, "Updates between two of 5 checkpoints.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds on the test users.")
 _AUDIO = flags.DEFINE_bool("encoder", True, "Also methods that reach into the encoder.")
 _LLM = flags.DEFINE_bool("llm", True, "Also read with the LLM's help.")
 _USERS = flags.DEFINE_integer("max_users", 0, "Only the first so many users; 0 for all.")
-_NUM_BEST = flags.DEFINE_integer("num_best", 48, "Texts of an utterance that the LLM judges.")
+_NUM_BEST = flags.DEFINE_integer("num_best", 32, "Texts of an utterance that the LLM judges.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of projector and encoder.")
 
 

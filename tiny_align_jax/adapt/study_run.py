@@ -47,16 +47,16 @@ class Config:
         max_users: the first so many only; 0 for all.
     """
 
-    budget_s: float = 150.0
+    budget_s: float = 90.0
     encoder_folds: tuple[int, ...] = (0,)
     folds: tuple[int, ...] = (0, 1, 2)
     seeds: tuple[int, ...] = (0, 1, 2)
     replay_count: int = 512
     audio_count: int = 128
-    finalists: int = 3
+    finalists: int = 2
     sizes: tuple[int, ...] = (2, 4, 8)
     dtype: str = "float32"
-    num_best: int = 48
+    num_best: int = 32
     max_users: int = 0
 
 
