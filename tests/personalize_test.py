@@ -48,7 +48,10 @@ def _personalize(world, base, said, how, name="anna", words=()):
 
 @pytest.fixture(scope="module")
 def adapted(world, base, said):
-    how = _plan("norms", num_validation=0)
+    """Norms and biases of projector and encoder; the encoder is part of the step."""
+    how, inner = _plan("norms", num_validation=0), _plan("encoder_norms")
+    offsets = (*how.method.offsets, *inner.method.offsets)
+    how = dataclasses.replace(how, method=dataclasses.replace(how.method, offsets=offsets))
     return _personalize(world, base, said["s1"], how)
 
 
@@ -61,13 +64,19 @@ def test_a_state_makes_the_base_the_users_own(world, base, said, adapted, tmp_pa
         for a in (base, own)
     )
     assert not np.allclose(before, after, atol=1e-3)
+    heard, own_heard = (user.record(a, said["s1"]).frames[0] for a in (base, own))
+    assert not np.allclose(heard, own_heard, atol=1e-2)  # the encoder is the user's, too
     leaves = own.params["projector"]["input_mlp"]["up"]
     np.testing.assert_array_equal(
         leaves["kernel"], base.params["projector"]["input_mlp"]["up"]["kernel"]
     )
 
 
-def test_the_base_travels_with_its_replay(world, base, adapted):
+def test_the_base_travels_with_its_replay(world, base, monkeypatch):
+    assert replay.find(base, world.workdir, str(world.cache_dir), 4, audio=True).audio is not None
+    replay.find(base, world.workdir, str(world.cache_dir), 4)
+    monkeypatch.setattr(replay, "of_corpus", None)  # the corpus is not needed again
+    assert len(replay.find(base, world.workdir, str(world.cache_dir), 4).frames) == 1
     saved = replay.load(world.workdir / replay.FILE, base.vocabulary)
     assert len(saved.frames) == len(saved.targets) == 1  # the training split has one utterance
     assert saved.topics_KV.sum() == len(saved.targets[0])
