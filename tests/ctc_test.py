@@ -92,18 +92,56 @@ def test_infeasible_row_has_finite_loss_and_no_gradient():
     assert np.isfinite(value) and np.all(np.asarray(grad) == 0)
 
 
-def test_log_normalizer_in_chunks_equals_full_in_value_and_gradient():
-    x = jax.random.normal(jax.random.key(1), (5, 8))
-    table = jax.random.normal(jax.random.key(2), (37, 8))
+def _unit(key, shape):
+    x = jax.random.normal(jax.random.key(key), shape)
+    return x / jnp.linalg.norm(x, axis=-1, keepdims=True)
 
-    def total(x, chunk):
-        return ctc.log_normalizer(lambda q, rows: q @ rows.T, x, table, chunk).sum()
 
-    for chunk in (4, 10, 37, 64):
-        value, grad = jax.value_and_grad(total)(x, chunk)
-        expected, expected_grad = jax.value_and_grad(total)(x, 1000)
-        np.testing.assert_allclose(value, expected, rtol=1e-6)
-        np.testing.assert_allclose(grad, expected_grad, atol=1e-5)
+@pytest.mark.parametrize("scale", [0.5, 20.0, ctc.MAX_SCALE])
+def test_normalizer_in_one_pass_equals_the_whole_tables_in_value_and_gradient(scale):
+    x, table = _unit(1, (5, 8)), _unit(2, (37, 8))
+    weights = jnp.arange(1.0, 6.0)
+
+    def simple(x, scale):
+        return (jax.nn.logsumexp(scale * x @ table.T, axis=-1) * weights).sum()
+
+    def fast(x, scale, chunk):
+        return (ctc.cosine_log_normalizer(x, table, scale, chunk) * weights).sum()
+
+    expected, expected_grads = jax.value_and_grad(simple, (0, 1))(x, scale)
+    for chunk in (10, 64):
+        value, grads = jax.value_and_grad(fast, (0, 1))(x, scale, chunk)
+        np.testing.assert_allclose(value, expected, rtol=1e-5)
+        for grad, wanted in zip(grads, expected_grads, strict=True):
+            np.testing.assert_allclose(grad, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_normalizer_in_bfloat16_stays_close():
+    x, table = _unit(1, (64, 32)), _unit(2, (500, 32))
+
+    def total(dtype):
+        run = lambda x: ctc.cosine_log_normalizer(  # noqa: E731
+            x.astype(dtype), table.astype(dtype), jnp.float32(20.0), 128
+        ).sum()
+        return jax.value_and_grad(run)(x)
+
+    (value, grad), (expected, wanted) = total(jnp.bfloat16), total(jnp.float32)
+    np.testing.assert_allclose(value, expected, rtol=1e-3)
+    error = jnp.linalg.norm(grad - wanted) / jnp.linalg.norm(wanted)
+    assert error < 0.01
+
+
+def test_normalizer_neither_overflows_nor_vanishes_at_the_largest_scale():
+    x = jnp.array([[1.0, 0.0]])
+    for cosine in (1.0, -0.3):
+        row = jnp.array([[cosine, (1 - cosine**2) ** 0.5]])
+        value, grad = jax.value_and_grad(
+            lambda x, row=row: ctc.cosine_log_normalizer(
+                x, row, jnp.float32(ctc.MAX_SCALE), 8
+            ).sum()
+        )(x)
+        np.testing.assert_allclose(value, ctc.MAX_SCALE * cosine, rtol=1e-4, atol=1e-3)
+        np.testing.assert_allclose(grad, ctc.MAX_SCALE * row, rtol=1e-4)
 
 
 def test_greedy_path_drops_blanks_repeats_and_padding():

@@ -19,6 +19,7 @@ LEAVES = {
     "ngram",
     "weights",
     "beam",
+    "attention",
     "ctc",
     "lora",
     "matching",
@@ -53,6 +54,8 @@ EXCEPTIONS = {
         "synthesize",
         "accents",
     ): "what a speaker's accent does to phonemes, for voices that take them",
+    ("projectors", "attention"): "encoders and projectors share one choice of kernel",
+    ("encoders", "attention"): "the same",
     ("datasets", "synthesize"): "the synthetic corpus is spoken by it, and by nothing else",
     ("weights", "registry"): "a folder's config.json names the family that reads it",
 }

@@ -85,6 +85,7 @@ def make(
         llm=llm,
     )
     frozen = _frozen(size, num_rows, llm, dtype)
+    frozen = step_lib.with_constants(module, spec.objective_config, frozen)
     corpus = _corpus(size, shape, num_rows)
     return Problem(spec, _state(spec, frozen, corpus), frozen, corpus, shape)
 

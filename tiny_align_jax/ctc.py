@@ -2,7 +2,7 @@
 
 The output layer is the table itself: nothing of it is trained and nothing of it is copied. The loss
 needs the log-probability of the targets and of the blank at each audio token, so the logits of the
-whole table are only ever summed (`log_normalizer`), never gathered from.
+whole table are only ever summed (`cosine_log_normalizer`), never gathered from.
 
 The recursion runs once over time for both directions: the backward variables are the forward
 variables of the reversed problem, so they ride along as further batch rows. The gradient is the
@@ -51,34 +51,64 @@ def is_feasible(num_tokens: int, targets: np.ndarray) -> bool:
     return num_tokens >= len(targets) + int(np.sum(targets[1:] == targets[:-1])) and num_tokens > 0
 
 
-def log_normalizer(logits_fn, x_ND: Array, table_VD: Array, chunk: int = 8192) -> Array:
-    """log(sum(exp(logits))) over all rows of a table, one chunk of rows at a time.
+# Largest factor on cosines that `cosine_log_normalizer` takes; CLIP (arXiv 2103.00020) stops at it, too.
+MAX_SCALE = 100.0
 
-    Recomputes each chunk in the backward pass, so no [N, V] array outlives its chunk.
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def cosine_log_normalizer(x_ND: Array, table_VD: Array, scale: Array, chunk: int) -> Array:
+    """log(sum(exp(scale * x . row))) over the rows of a frozen table; x and rows are of unit length.
+
+    The gradient needs nothing but the softmax-weighted mean row, which is summed up beside the
+    normaliser: one pass over the table, two products, and no [N, V] array in either direction.
+    Recomputing the logits for the gradient would take three. No gradient reaches the table.
 
     Args:
-        logits_fn: (x_ND, rows_CD) -> logits_NC.
-        x_ND: queries.
-        table_VD: the table.
-        chunk: rows a chunk.
+        x_ND: queries, float32 or bfloat16; products are summed in float32.
+        table_VD: the table, in x's dtype.
+        scale: factor on cosines, at most MAX_SCALE.
+        chunk: rows a chunk; their logits exist at one time.
+
+    Returns:
+        float32[N].
     """
-    num_rows = table_VD.shape[0]
-    if num_rows <= chunk:
-        return jax.nn.logsumexp(logits_fn(x_ND, table_VD).astype(jnp.float32), axis=-1)
-    num_chunks = -(-num_rows // chunk)
-    padded = jnp.pad(table_VD, ((0, num_chunks * chunk - num_rows), (0, 0)))
-    chunks = padded.reshape(num_chunks, chunk, -1)
-    valid = (jnp.arange(num_chunks * chunk) < num_rows).reshape(num_chunks, chunk)
+    return _sum_exponentials(x_ND, table_VD, scale, chunk)[0]
 
-    @jax.checkpoint
-    def body(carry, rows):
-        rows_CD, valid_C = rows
-        logits = logits_fn(x_ND, rows_CD).astype(jnp.float32)
-        part = jax.nn.logsumexp(jnp.where(valid_C, logits, LOG_ZERO), axis=-1)
-        return jnp.logaddexp(carry, part), None
 
-    start = jnp.full((x_ND.shape[0],), LOG_ZERO, jnp.float32)
-    return jax.lax.scan(body, start, (chunks, valid))[0]
+def _sum_exponentials(x_ND, table_VD, scale, chunk):
+    """(log-normaliser [N], softmax-weighted mean row [N, D])."""
+    total = jnp.zeros((x_ND.shape[0],), jnp.float32)
+    rows_sum = jnp.zeros(x_ND.shape, jnp.float32)
+    # Half the largest exponent is taken off every logit, no running maximum: with scale <= 100 and cosines
+    # in [-1, 1] nothing overflows, and a row whose best cosine is above -0.37 does not vanish either.
+    shift = 0.5 * scale
+    for start in range(0, table_VD.shape[0], chunk):
+        rows_CD = table_VD[start : start + chunk]
+        cosines = jax.lax.dot_general(
+            x_ND, rows_CD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
+        )
+        weights = jnp.exp(scale * cosines - shift)
+        total += weights.sum(-1)
+        rows_sum += jax.lax.dot_general(
+            weights.astype(x_ND.dtype), rows_CD, (((1,), (0,)), ((), ())),
+            preferred_element_type=jnp.float32,
+        )  # fmt: skip
+    return jnp.log(total) + shift, rows_sum / total[:, None]
+
+
+def _normalizer_fwd(x_ND, table_VD, scale, chunk):
+    result_N, mean_ND = _sum_exponentials(x_ND, table_VD, scale, chunk)
+    return result_N, (x_ND, mean_ND, scale, table_VD)
+
+
+def _normalizer_bwd(chunk, residuals, grad_N):
+    x_ND, mean_ND, scale, table_VD = residuals
+    grad_x = (scale * grad_N[:, None] * mean_ND).astype(x_ND.dtype)
+    grad_scale = jnp.sum(grad_N * jnp.sum(x_ND.astype(jnp.float32) * mean_ND, axis=-1))
+    return grad_x, jnp.zeros_like(table_VD), grad_scale.astype(scale.dtype)
+
+
+cosine_log_normalizer.defvjp(_normalizer_fwd, _normalizer_bwd)
 
 
 def greedy_path(best_BA: Array, blank: int, num_tokens_B: Array) -> Array:

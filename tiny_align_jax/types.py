@@ -124,6 +124,8 @@ class Frozen:
         row_ids_V: LLM id of every row of `table_VD`, int32.
         slot_ids_V: LLM id of every row's text with a leading space, as it begins a transcript inside
             the prompt, int32; only with 'llm', whose rows begin an answer.
+        constants: what the objective's `prepare` makes of the other fields once a run; None if nothing
+            was prepared, and a step works it out.
     """
 
     table_VD: Array
@@ -132,6 +134,7 @@ class Frozen:
     prefix_ids_P: Array | None = None
     suffix_ids_P: Array | None = None
     slot_ids_V: Array | None = None
+    constants: PyTree = None
 
 
 @flax.struct.dataclass

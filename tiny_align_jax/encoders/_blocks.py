@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from tiny_align_jax import attention
 from tiny_align_jax.types import Array, AudioError, ConfigError
 
 LAYER_NORM_EPSILON = 1e-5
@@ -51,13 +52,12 @@ class Attention(nn.Module):
             y = nn.Dense(width, use_bias, dtype=self.dtype, name=name)(x_BTE)
             return y.reshape(*y.shape[:-1], self.num_heads, width // self.num_heads)
 
-        attended_BTHK = jax.nn.dot_product_attention(
-            project("query"),
-            project("key", self.key_bias),
-            project("value"),
-            bias=bias_BHTT,
-            mask=None if mask_BT is None else mask_BT[:, None, None, :],
-        )
+        q, k, v = project("query"), project("key", self.key_bias), project("value")
+        if bias_BHTT is None:
+            attended_BTHK = attention.attend(q, k, v, mask_BT)
+        else:
+            mask = None if mask_BT is None else mask_BT[:, None, None, :]
+            attended_BTHK = jax.nn.dot_product_attention(q, k, v, bias=bias_BHTT, mask=mask)
         return nn.Dense(width, dtype=self.dtype, name="out")(attended_BTHK.reshape(x_BTE.shape))
 
 

@@ -56,6 +56,11 @@ def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
     return {}
 
 
+def prepare(config: Config, frozen: Frozen) -> dict[str, Array]:
+    """What every step needs of the whole table, so that a step reads its targets' rows only."""
+    return {"mean_D": _mean(config, frozen), "variance": jnp.var(jnp.asarray(frozen.table_VD))}
+
+
 def cast_targets(
     config: Config, target_ids_BL: Array, num_targets_B: Array, num_tokens: int
 ) -> tuple[Array, Array]:
@@ -88,9 +93,9 @@ def loss(
         config, batch.target_ids_BL, batch.num_targets_B, audio_BAD.shape[1]
     )
     target_BAD = jnp.take(frozen.table_VD, rows_BA, axis=0)
-    variance = jnp.var(frozen.table_VD)
-    mse_BA = jnp.mean((audio_BAD - target_BAD) ** 2, axis=-1) / variance
-    mean_D = _mean(config, frozen)
+    constants = prepare(config, frozen) if frozen.constants is None else frozen.constants
+    mean_D = constants["mean_D"]
+    mse_BA = jnp.mean((audio_BAD - target_BAD) ** 2, axis=-1) / constants["variance"]
     cosine_BA = jnp.sum(_normalize(audio_BAD - mean_D) * _normalize(target_BAD - mean_D), axis=-1)
     weight_BA = jnp.where(is_text_BA, 1.0, config.pad_weight) * audio_mask_BA
     total = jnp.maximum(weight_BA.sum(-1), 1e-6)

@@ -63,16 +63,15 @@ def loss(
     rows_BA, is_text_BA = embedlink.cast_targets(
         _cast(config), batch.target_ids_BL, batch.num_targets_B, audio_BAD.shape[1]
     )
-    scale = jnp.exp(params["log_scale"])
+    scale = _scale(params)
     audio, table = _unit(audio_BAD), _unit(jnp.asarray(frozen.table_VD))
     right_BA = scale * jnp.sum(audio * jnp.take(table, rows_BA, axis=0), axis=-1)
     if config.num_negatives:
         lse_BA = _sampled_lse(config, audio, table, rows_BA, right_BA, scale, batch.index_B)
     else:
         flat = audio.reshape(-1, audio.shape[-1])
-        lse_BA = ctc.log_normalizer(
-            lambda x, rows: scale * (x @ rows.T), flat, table, config.table_chunk
-        ).reshape(rows_BA.shape)
+        lse_BA = ctc.cosine_log_normalizer(flat, table, scale, config.table_chunk)
+        lse_BA = lse_BA.reshape(rows_BA.shape)
     weight_BA = jnp.where(is_text_BA, 1.0, config.pad_weight) * audio_mask_BA
     total = jnp.maximum(weight_BA.sum(-1), 1e-6)
     return ((lse_BA - right_BA) * weight_BA).sum(-1) / total, {"scale": scale}
@@ -88,7 +87,7 @@ def read(
     """Nearest row (cosine) at each position as in `embedlink`, soft rows at the learned scale."""
     nearest = embedlink.read(_cast(config), {}, audio_BAD, audio_mask_BA, frozen)
     cosine_BAV = jnp.einsum("bad,vd->bav", _unit(audio_BAD), _unit(jnp.asarray(frozen.table_VD)))
-    log_probs_BAV = jax.nn.log_softmax(jnp.exp(params["log_scale"]) * cosine_BAV)
+    log_probs_BAV = jax.nn.log_softmax(_scale(params) * cosine_BAV)
     return dataclasses.replace(
         nearest,
         soft_BAD=jnp.exp(log_probs_BAV) @ frozen.table_VD,
@@ -103,6 +102,10 @@ def min_audio_tokens(config: Config, num_targets: int, num_repeats: int) -> int:
 
 def _cast(config: Config) -> embedlink.Config:
     return embedlink.Config(cast=config.cast, pad_weight=config.pad_weight)
+
+
+def _scale(params: PyTree) -> Array:
+    return jnp.minimum(jnp.exp(params["log_scale"]), ctc.MAX_SCALE)
 
 
 def _unit(x: Array) -> Array:

@@ -52,6 +52,13 @@ def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
     }
 
 
+def prepare(config: Config, frozen: Frozen) -> dict[str, Array]:
+    """What every step needs of the table: its mean row and its rows at unit length, in logits_dtype."""
+    mean_D = _mean(config, frozen)
+    unit_VD = _normalize(jnp.asarray(frozen.table_VD) - mean_D)
+    return {"mean_D": mean_D, "unit_VD": unit_VD.astype(config.logits_dtype)}
+
+
 def loss(
     config: Config,
     params: PyTree,
@@ -63,12 +70,17 @@ def loss(
     llm=None,
 ) -> tuple[Array, dict[str, Array]]:
     """Negative log-likelihood of the transcript per target token, float32[B]."""
-    audio, table = _unit(config, audio_BAD, frozen.table_VD)
-    scale = jnp.exp(params["log_scale"])
+    constants = prepare(config, frozen) if frozen.constants is None else frozen.constants
+    audio = _normalize(audio_BAD - constants["mean_D"])
+    scale = _scale(params)
     blank_BA = _blank_logit(params, audio, scale)
-    targets_BLD = jnp.take(table, batch.target_ids_BL, axis=0)
+    target_rows_BLD = jnp.take(jnp.asarray(frozen.table_VD), batch.target_ids_BL, axis=0)
+    targets_BLD = _normalize(target_rows_BLD - constants["mean_D"])
     label_BAL = scale * jnp.einsum("bad,bld->bal", audio, targets_BLD)
-    lse_BA = jnp.logaddexp(_table_lse(config, audio, table, scale), blank_BA)
+    table = constants["unit_VD"]
+    flat = audio.reshape(-1, audio.shape[-1]).astype(table.dtype)
+    table_lse = ctc.cosine_log_normalizer(flat, table, scale, config.table_chunk)
+    lse_BA = jnp.logaddexp(table_lse.reshape(audio.shape[:2]), blank_BA)
     log_likelihood_B = ctc.ctc_log_likelihood(
         blank_BA - lse_BA,
         label_BAL - lse_BA[..., None],
@@ -111,8 +123,10 @@ def log_probs(config: Config, params: PyTree, audio_BAD: Array, frozen: Frozen) 
 
     `params['row_bias']` [V], where a user has one, is added to the rows' logits: a prior over words.
     """
-    audio, table = _unit(config, audio_BAD, frozen.table_VD)
-    scale = jnp.exp(params["log_scale"])
+    mean_D = _mean(config, frozen)
+    audio = _normalize(audio_BAD - mean_D)
+    table = _normalize(jnp.asarray(frozen.table_VD) - mean_D)
+    scale = _scale(params)
     rows = scale * jnp.einsum("bad,vd->bav", audio, table) + params.get("row_bias", 0.0)
     blank = _blank_logit(params, audio, scale)
     return jax.nn.log_softmax(jnp.concatenate([rows, blank[..., None]], axis=-1))
@@ -123,11 +137,13 @@ def min_audio_tokens(config: Config, num_targets: int, num_repeats: int) -> int:
     return max(num_targets + num_repeats, 1)
 
 
-def _unit(config: Config, audio: Array, table: Array) -> tuple[Array, Array]:
-    if config.centre:
-        mean = table.mean(0)
-        audio, table = audio - mean, table - mean
-    return _normalize(audio), _normalize(table)
+def _mean(config: Config, frozen: Frozen) -> Array:
+    mean_D = jnp.asarray(frozen.table_VD).mean(0)
+    return mean_D if config.centre else jnp.zeros_like(mean_D)
+
+
+def _scale(params: PyTree) -> Array:
+    return jnp.minimum(jnp.exp(params["log_scale"]), ctc.MAX_SCALE)
 
 
 def _normalize(x: Array) -> Array:
@@ -136,17 +152,3 @@ def _normalize(x: Array) -> Array:
 
 def _blank_logit(params: PyTree, audio: Array, scale: Array) -> Array:
     return scale * (audio @ _normalize(params["blank"])) + params["blank_bias"]
-
-
-def _table_lse(config: Config, audio: Array, table: Array, scale: Array) -> Array:
-    dtype = jnp.dtype(config.logits_dtype)
-
-    def logits(x_ND, rows_CD):
-        product = jax.lax.dot_general(
-            x_ND, rows_CD, (((1,), (1,)), ((), ())), preferred_element_type=jnp.float32
-        )
-        return scale * product
-
-    flat = audio.reshape(-1, audio.shape[-1]).astype(dtype)
-    lse = ctc.log_normalizer(logits, flat, table.astype(dtype), config.table_chunk)
-    return lse.reshape(audio.shape[:2])

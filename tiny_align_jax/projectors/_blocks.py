@@ -5,6 +5,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tiny_align_jax import attention
+from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array, ConfigError
 
 POSITIONS = ("none", "sinusoidal", "learned", "rotary")
@@ -61,6 +63,7 @@ class Attention(nn.Module):
     num_heads: int
     rotary: bool = False
     dtype: jnp.dtype = jnp.float32
+    kind: str = "auto"
 
     @nn.compact
     def __call__(self, queries_BAD: Array, keys_BTD: Array, mask_BT: Array) -> Array:
@@ -71,7 +74,7 @@ class Attention(nn.Module):
         v = nn.DenseGeneral(shape, dtype=self.dtype, name="value")(keys_BTD)
         if self.rotary:
             q, k = rotate(q), rotate(k)
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask_BT[:, None, None, :])
+        out = attention.attend(q, k, v, mask_BT, self.kind)
         return nn.DenseGeneral(dim, axis=(-2, -1), dtype=self.dtype, name="out")(out)
 
 
@@ -83,13 +86,16 @@ class EncoderLayer(nn.Module):
     dropout: float
     rotary: bool = False
     dtype: jnp.dtype = jnp.float32
+    attention: str = "auto"
 
     @nn.compact
     def __call__(self, x: Array, mask_BA: Array, *, train: bool = False) -> Array:
-        drop = nn.Dropout(self.dropout, deterministic=not train)
+        drop = Dropout(self.dropout, deterministic=not train)
         h = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
-        attention = Attention(self.num_heads, self.rotary, dtype=self.dtype, name="attention")
-        x = x + drop(attention(h, h, mask_BA))
+        attend = Attention(
+            self.num_heads, self.rotary, self.dtype, self.attention, name="attention"
+        )
+        x = x + drop(attend(h, h, mask_BA))
         h = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
         return x + drop(Mlp(self.mlp_dim, x.shape[-1], dtype=self.dtype, name="mlp")(h))
 
@@ -105,22 +111,29 @@ def encoder_layers(
     rotary: bool,
     dtype: jnp.dtype,
     train: bool,
+    attention: str = "auto",
+    unroll: int = 0,
 ) -> Array:
     """A stack of `EncoderLayer`, scanned: parameters of all layers on a leading axis under 'layers'.
 
     One layer is traced and compiled instead of `num_layers`, and an optimizer has few, large arrays to
-    update instead of many small ones.
+    update instead of many small ones. `unroll` layers run in one turn of the loop; 0 is all of them on
+    an accelerator, where what a loop hands from turn to turn is copied, and one on a CPU, where
+    compilation counts for more.
     """
+    if not unroll:
+        unroll = 1 if jax.default_backend() == "cpu" else num_layers
 
     def body(layer, carry, _):
         return layer(carry, mask_BA, train=train), None
 
-    layer = EncoderLayer(num_heads, mlp_dim, dropout, rotary, dtype, name="layers")
+    layer = EncoderLayer(num_heads, mlp_dim, dropout, rotary, dtype, attention, name="layers")
     scan = nn.scan(
         body,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         length=num_layers,
+        unroll=unroll,
     )
     return scan(layer, x, None)[0]
 

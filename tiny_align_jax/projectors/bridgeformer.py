@@ -16,7 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tiny_align_jax import attention
 from tiny_align_jax.projectors import _blocks, _layers
+from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array
 
 POOLINGS = ("none", "adaptive", "window", "stride", "attention")
@@ -45,6 +47,8 @@ class Config:
         positions: 'none' (the paper), 'sinusoidal', 'learned' or 'rotary'.
         max_positions: longest input of 'learned' positions, in tokens.
         dropout: rate on attention and feed-forward outputs and on the input.
+        attention: 'auto', 'xla' or 'cudnn'; see `tiny_align_jax.attention`.
+        unroll: layers that run in one turn of the loop over layers; 0 chooses by device.
     """
 
     num_layers: int = 4
@@ -59,9 +63,12 @@ class Config:
     positions: str = "none"
     max_positions: int = 512
     dropout: float = 0.2
+    attention: str = "auto"
+    unroll: int = 0
 
     def __post_init__(self):
         _blocks.require_choice("pooling", self.pooling, POOLINGS)
+        _blocks.require_choice("attention", self.attention, attention.KINDS)
         _blocks.require_choice("positions", self.positions, _blocks.POSITIONS)
         _blocks.require_divides("num_heads", self.num_heads, "dim", self.dim)
 
@@ -110,7 +117,7 @@ class Projector(nn.Module):
         x, mask_BA = _blocks.stack_frames(x, frame_mask_BT, c.stack)
         x = _blocks.Mlp(c.dim, c.dim, dtype=self.dtype, name="input_mlp")(x)
         x = _blocks.add_positions(self, x, c.positions, c.max_positions)
-        x = nn.Dropout(c.dropout, deterministic=not train)(x)
+        x = Dropout(c.dropout, deterministic=not train)(x)
         x = _blocks.encoder_layers(
             x,
             mask_BA,
@@ -121,6 +128,8 @@ class Projector(nn.Module):
             rotary=c.positions == "rotary",
             dtype=self.dtype,
             train=train,
+            attention=c.attention,
+            unroll=c.unroll,
         )
         x = nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x)
         x, mask_BA = self._pool(x, mask_BA)

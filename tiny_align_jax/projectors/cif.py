@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from tiny_align_jax.projectors import _blocks, _pooling
+from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array
 
 FIRINGS = ("count", "rate")
@@ -90,7 +91,7 @@ class Projector(nn.Module):
         x, mask = _blocks.stack_frames(features_BTE.astype(self.dtype), frame_mask_BT, c.stack)
         x = _blocks.Mlp(c.dim, c.dim, dtype=self.dtype, name="input_mlp")(x)
         x = _blocks.add_positions(self, x, c.positions, c.max_positions)
-        x = nn.Dropout(c.dropout, deterministic=not train)(x)
+        x = Dropout(c.dropout, deterministic=not train)(x)
         x = _blocks.encoder_layers(
             x,
             mask,

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from tiny_align_jax.projectors import _blocks, _layers, _pooling
+from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array
 
 WIDTHS = ("dim", "mlp_dim")
@@ -65,7 +66,7 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask_BA: Array, *, train: bool = False) -> Array:
         c = self.config
-        drop = nn.Dropout(c.dropout, deterministic=not train)
+        drop = Dropout(c.dropout, deterministic=not train)
         x = x + 0.5 * drop(self._feed_forward("first", x))
         h = self._norm("attention_norm", x)
         attention = _blocks.Attention(
@@ -114,7 +115,7 @@ class Projector(nn.Module):
         x, mask_BA = _blocks.stack_frames(features_BTE.astype(self.dtype), frame_mask_BT, c.stack)
         x = nn.Dense(c.dim, dtype=self.dtype, name="input")(x)
         x = _blocks.add_positions(self, x, c.positions, c.max_positions)
-        x = nn.Dropout(c.dropout, deterministic=not train)(x)
+        x = Dropout(c.dropout, deterministic=not train)(x)
         layer = Layer(c, self.dtype, name="layers")
         x = _layers.scan_layers(layer, x, mask_BA, num_layers=c.num_layers, train=train)
         pool = _pooling.Pool(c, c.num_heads, dtype=self.dtype, name="pool")

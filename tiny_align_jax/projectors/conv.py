@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from tiny_align_jax.projectors import _blocks, _layers, _pooling
+from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array
 
 WIDTHS = ("dim",)
@@ -61,7 +62,7 @@ class Block(nn.Module):
         h = nn.LayerNorm(dtype=self.dtype, name="norm")(x)
         conv = _layers.MaskedConv(c.dim, c.kernel_width, dtype=self.dtype, name="conv")
         h = nn.gelu(conv(h, mask_BA)[0])
-        h = nn.Dropout(c.dropout, deterministic=not train)(h)
+        h = Dropout(c.dropout, deterministic=not train)(h)
         return x + nn.Dense(c.dim, dtype=self.dtype, name="out")(h)
 
 
@@ -80,7 +81,7 @@ class Projector(nn.Module):
         """Encoder frames -> audio_BAD float32 and its mask."""
         c = self.config
         x, mask_BA = features_BTE.astype(self.dtype), frame_mask_BT
-        x = nn.Dropout(c.dropout, deterministic=not train)(x)
+        x = Dropout(c.dropout, deterministic=not train)(x)
         for i in range(c.num_strided):
             conv = _layers.MaskedConv(
                 c.dim, c.kernel_width, c.stride, dtype=self.dtype, name=f"strided_{i}"

@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from tiny_align_jax.projectors import _blocks, _pooling
+from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array
 
 WIDTHS = ()  # its size follows from the widths on both sides and `stack`
@@ -52,7 +53,7 @@ class Projector(nn.Module):
         """Encoder frames -> audio_BAD float32 and its mask."""
         c = self.config
         x, mask_BA = _blocks.stack_frames(features_BTE.astype(self.dtype), frame_mask_BT, c.stack)
-        x = nn.Dropout(c.dropout, deterministic=not train)(x)
+        x = Dropout(c.dropout, deterministic=not train)(x)
         x = nn.Dense(self.out_dim, dtype=self.dtype, name="projection")(x)
         x, mask_BA = _pooling.Pool(c, dtype=self.dtype, name="pool")(x, mask_BA)
         return _blocks.OutputNorm(self.out_rms, name="output_norm")(x), mask_BA

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from tiny_align_jax.projectors import _blocks, _pooling
+from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array
 
 ACTIVATIONS = {"relu": nn.relu, "gelu": nn.gelu}
@@ -60,7 +61,7 @@ class Projector(nn.Module):
     ) -> tuple[Array, Array]:
         """Encoder frames -> audio_BAD float32 and its mask."""
         c = self.config
-        drop = nn.Dropout(c.dropout, deterministic=not train)
+        drop = Dropout(c.dropout, deterministic=not train)
         x, mask_BA = _blocks.stack_frames(features_BTE.astype(self.dtype), frame_mask_BT, c.stack)
         x = drop(x)
         for i in range(c.num_hidden):

@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from tiny_align_jax.projectors import _blocks, _layers, _pooling
+from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array, ConfigError
 
 WIDTHS = ("dim", "mlp_dim")
@@ -71,7 +72,7 @@ class Layer(nn.Module):
     def __call__(self, carry, mask_BT: Array, *, train: bool = False):
         queries, keys = carry
         c = self.config
-        drop = nn.Dropout(c.dropout, deterministic=not train)
+        drop = Dropout(c.dropout, deterministic=not train)
         everywhere = jnp.ones(queries.shape[:2], bool)
         h = self._norm("self_norm", queries)
         queries = queries + drop(self._attention("self_attention")(h, h, everywhere))
@@ -107,7 +108,7 @@ class Projector(nn.Module):
         if c.window:
             x, mask = _windows(x, mask, c.window)
         x = _blocks.add_positions(self, x, c.positions, 0)
-        x = nn.Dropout(c.dropout, deterministic=not train)(x)
+        x = Dropout(c.dropout, deterministic=not train)(x)
         x = nn.LayerNorm(dtype=self.dtype, name="input_norm")(x)
         queries = self.param("queries", nn.initializers.normal(1.0), (c.num_tokens, c.dim))
         queries = jnp.broadcast_to(queries.astype(self.dtype), (x.shape[0], *queries.shape))

@@ -22,7 +22,7 @@ from tiny_align_jax.data import augment, batching, prompts, splits, tokenizer, v
 from tiny_align_jax.features import extract, hashing
 from tiny_align_jax.train import init_from, loop, mixture, optimizer, through_llm
 from tiny_align_jax.train.partition import partition
-from tiny_align_jax.train.step import StepSpec, TrainState, init_state
+from tiny_align_jax.train.step import StepSpec, TrainState, init_state, with_constants
 from tiny_align_jax.types import ConfigError, DataError, Frozen, PyTree, Reading, Utterance
 from tiny_align_jax.weights import assets, loading
 
@@ -81,6 +81,7 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
         config["vocabulary"]["min_count"],
     )
     frozen = load_frozen(module, llm_folder, rows, config, words)
+    frozen = with_constants(module, module_config, frozen)
     cache, report, encoder_card = features(
         config, cache_dir, [*split.train, *split.validation], progress
     )

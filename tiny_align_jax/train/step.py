@@ -66,6 +66,14 @@ def init_state(spec: StepSpec, trainable: PyTree, fixed: PyTree, seed: int) -> T
     )
 
 
+def with_constants(objective: ModuleType, objective_config: Any, frozen: Frozen) -> Frozen:
+    """`frozen` with what the objective needs of it at every step, worked out once."""
+    if not hasattr(objective, "prepare"):
+        return frozen
+    constants = jax.jit(objective.prepare, static_argnums=0)(objective_config, frozen)
+    return dataclasses.replace(frozen, constants=constants)
+
+
 def loss_fn(
     spec: StepSpec, trainable: PyTree, fixed: PyTree, frozen: Frozen, batch: Batch, key: Array
 ) -> tuple[Array, tuple[Array, dict[str, Array]]]:
