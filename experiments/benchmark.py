@@ -12,17 +12,28 @@ from pathlib import Path
 from absl import flags
 
 from experiments import _main
-from tiny_align_jax import benchmark
+from tiny_align_jax import benchmark, benchmark_table
 
 CASES = flags.DEFINE_list("cases", [], f"Some of: {', '.join(benchmark.CASES)}; default all.")
 SIZE = flags.DEFINE_string("size", "", "One size for all cases (default: each case's own).")
 OUT = flags.DEFINE_string("out", "workdirs/benchmark", "Folder of the results.")
+TORCH = flags.DEFINE_list(
+    "torch", [], "Modes of the PyTorch baseline to run beside: eager, default, reduce-overhead, ..."
+)
+PROJECTOR = flags.DEFINE_string(
+    "projector", "{}", 'BridgeFormer keys to replace, e.g. {"attention": "xla"}.'
+)
 HERE = flags.DEFINE_bool("here", False, "Run the one case in this process; used internally.")
 
 
 def main(argv):
     del argv
-    settings = benchmark.Settings(tuple(CASES.value), SIZE.value)
+    settings = benchmark.Settings(
+        tuple(CASES.value),
+        SIZE.value,
+        torch_modes=tuple(TORCH.value),
+        projector=PROJECTOR.value,
+    )
     out = Path(OUT.value)
     command = [
         "-m",
@@ -32,12 +43,13 @@ def main(argv):
         "--size={size}",
         "--out={out}",
         "--cache_dir={programs}",
+        f"--projector={PROJECTOR.value.replace('{', '{{').replace('}', '}}')}",
     ]
     if HERE.value:
         benchmark.run_here(settings, out, command)
         return
     rows = benchmark.run_all(settings, out, command, _main.CACHE_DIR.value)
-    print(benchmark.table(rows))
+    print(benchmark_table.table(rows))
     print(f"in {out}/benchmark.json and {out}/benchmark.md")
 
 

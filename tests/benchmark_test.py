@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tiny_align_jax import benchmark, benchmark_startup, benchmark_timing
+from tiny_align_jax import benchmark, benchmark_startup, benchmark_table, benchmark_timing
 from tiny_align_jax.types import ConfigError
 
 
@@ -55,7 +55,16 @@ def test_a_failed_case_loses_nothing(tmp_path):
     kept = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
     assert kept == rows and "error" in kept[2] and kept[3]["seconds"] == 0.5
     table = (tmp_path / "benchmark.md").read_text()
-    assert "failed" in table and "| 500 ms | 400 ms - 600 ms | 200 ms | 40 |" in table
+    assert "failed" in table and "| 500 ms | 400 ms - 600 ms | 200 ms | 40 | |" in table
+
+
+def test_ratio_is_to_the_fastest_mode_of_the_baseline():
+    row = {"case": "embedlink", "size": "tiny", "variant": "", "framework": "jax", "seconds": 0.5,
+           "low_s": 0.5, "high_s": 0.5, "repeats": 1, "flops": 0.0, "num_bytes": 0.0, "facts": {}}  # fmt: skip
+    rows = [row] + [row | {"framework": f"torch {s}", "seconds": s} for s in (4.0, 1.5)]
+    rows.append(row | {"framework": "torch failed", "error": "TimeoutExpired"})
+    lines = benchmark_table.table(rows).splitlines()[4:]
+    assert [line.split("|")[9].strip() for line in lines[:3]] == ["3.00", "", ""]
 
 
 def test_unknown_names_are_refused():

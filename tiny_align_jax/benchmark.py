@@ -7,7 +7,6 @@
 
 import dataclasses
 import json
-import platform
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from typing import Any
 
 from absl import logging
 
-from tiny_align_jax import benchmark_sizes
+from tiny_align_jax import benchmark_sizes, benchmark_table, benchmark_torch
 from tiny_align_jax.types import ConfigError, Utterance
 
 TIMEOUT_S = 420
@@ -43,11 +42,15 @@ class Settings:
         cases: names; all of CASES if empty.
         size: one size for every case; '' for each case's own.
         utterances: corpus for case 'corpus'; made-up noise if empty.
+        torch_modes: of the PyTorch baseline, which runs after our own case; none if empty.
+        projector: JSON of BridgeFormer's keys that replace a size's own, to compare switches.
     """
 
     cases: tuple[str, ...] = ()
     size: str = ""
     utterances: tuple[Utterance, ...] = ()
+    torch_modes: tuple[str, ...] = ()
+    projector: str = "{}"
 
     def __post_init__(self):
         unknown = [c for c in self.cases if c not in (*CASES, *_INSIDE)]
@@ -55,6 +58,10 @@ class Settings:
             raise ConfigError(
                 f"unknown case(s) {', '.join(unknown)}; there are: {', '.join(CASES)}"
             )
+        strangers = [m for m in self.torch_modes if m not in benchmark_torch.MODES]
+        if strangers:
+            known = ", ".join(benchmark_torch.MODES)
+            raise ConfigError(f"unknown torch mode(s) {', '.join(strangers)}; there are: {known}")
         if self.size:
             benchmark_sizes.find(self.size)
 
@@ -82,6 +89,8 @@ def run_all(
         sizes = (settings.size,) if settings.size else on_accelerator if is_accelerator else on_cpu
         for size in sizes:
             rows += _run_one(command, case, size, out, cache_dir)
+            if case in benchmark_torch.CASES:
+                rows += benchmark_torch.rows(case, size, settings.torch_modes, TIMEOUT_S)
             is_accelerator = is_accelerator or any(r["facts"].get("accelerator") for r in rows)
             _write(out, rows)
     return rows
@@ -96,7 +105,8 @@ def _run_one(
         subprocess.run([sys.executable, *line], check=True, timeout=TIMEOUT_S)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         logging.error("case %s at %s failed: %s", case, size, error)
-        return [{"case": case, "size": size, "error": str(error), "facts": {}}]
+        failed = {"variant": "", "framework": "jax", "error": type(error).__name__, "facts": {}}
+        return [{"case": case, "size": size, **failed}]
     logging.info("case %s at %s: %.0f s", case, size, time.monotonic() - start_s)
     return read_rows(out, case, size)
 
@@ -104,7 +114,7 @@ def _run_one(
 def run_here(settings: Settings, out: Path, command: Sequence[str]) -> None:
     """Runs the one case of `settings` in this process and writes its rows."""
     (case,) = settings.cases
-    size = benchmark_sizes.find(settings.size)
+    size = benchmark_sizes.find(settings.size).with_projector(json.loads(settings.projector))
     rows = [dataclasses.asdict(row) for row in _case(case, settings, command)(size, settings.size)]
     path = out / "rows" / f"{case}.{settings.size}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -150,57 +160,4 @@ def _case(case: str, settings: Settings, command: Sequence[str]) -> Callable:
 
 def _write(out: Path, rows: list[dict[str, Any]]) -> None:
     (out / "benchmark.json").write_text(json.dumps({"rows": rows}, indent=1))
-    (out / "benchmark.md").write_text(table(rows))
-
-
-def table(rows: list[dict[str, Any]]) -> str:
-    """A Markdown table of all rows."""
-    ceilings = next((r["facts"] for r in rows if r["case"] == "ceilings" and "error" not in r), {})
-    lines = [
-        _machine(ceilings),
-        "",
-        "| case | size | variant | framework | median | 10-90 % | floor | % of floor | further |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
-        *(_line(row, ceilings) for row in rows),
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def _machine(ceilings: dict[str, Any]) -> str:
-    rates = ", ".join(
-        f"{name.removesuffix('_per_s')} {value:.3g}/s"
-        for name, value in ceilings.items()
-        if name.endswith("_per_s")
-    )
-    return f"{ceilings.get('machine', platform.platform())}; ceilings measured here: {rates}"
-
-
-def _line(row: dict[str, Any], ceilings: dict[str, float]) -> str:
-    if "error" in row:
-        return f"| {row['case']} | {row['size']} | failed: {row['error']} | | | | | | |"
-    floor_s = 0.0
-    if row["flops"] and ceilings:
-        floor_s = max(
-            row["flops"] / ceilings[f"{row['dtype']}_flops_per_s"],
-            row["num_bytes"] / ceilings["copy_bytes_per_s"],
-        )
-    cells = [
-        row["case"],
-        row["size"],
-        row["variant"],
-        row["framework"],
-        _time(row["seconds"]),
-        f"{_time(row['low_s'])} - {_time(row['high_s'])}" if row["repeats"] > 1 else "",
-        _time(floor_s) if floor_s else "",
-        f"{100 * floor_s / row['seconds']:.0f}" if floor_s else "",
-        ", ".join(f"{k} {_short(v)}" for k, v in row["facts"].items() if k != "profile"),
-    ]
-    return f"| {' | '.join(cells)} |"
-
-
-def _time(seconds: float) -> str:
-    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.3g} ms"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    (out / "benchmark.md").write_text(benchmark_table.table(rows))

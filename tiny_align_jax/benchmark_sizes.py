@@ -105,7 +105,7 @@ class Size:
     Attributes:
         llm: the LLM's config.json.
         encoder: the speech encoder's config.json.
-        window_s: of the encoder.
+        window_s: of the encoder; 512 frames, as in the configs.
         encoder_batch: utterances an encoder call.
         embedlink: fixed number of audio tokens T; `next_token` reads the same tokens.
         embedlink_ctc: audio tokens at frame rate.
@@ -131,6 +131,20 @@ class Size:
         """Width E of the encoder's frames."""
         return self.encoder["d_model"]
 
+    def with_projector(self, values: Mapping[str, Any]) -> "Size":
+        """This size with some keys of its projectors replaced."""
+        change = lambda step: dataclasses.replace(step, projector={**step.projector, **values})  # noqa: E731
+        return dataclasses.replace(
+            self,
+            embedlink=change(self.embedlink),
+            embedlink_ctc=change(self.embedlink_ctc),
+        )
+
+    def tables(self) -> dict[str, int]:
+        """Numbers of table rows that the objectives without an LLM run against, by name."""
+        full = self.llm["vocab_size"]
+        return {f"seen rows ({self.seen_rows})": self.seen_rows, f"full table ({full})": full}
+
 
 # 12.6 M parameters at width 2048: frames are not stacked, as in the paper's BridgeFormer.
 _POOLED = {
@@ -153,7 +167,7 @@ SIZES = {
     "llama1b": Size(
         llm=LLAMA_1B,
         encoder=WHISPER_BASE,
-        window_s=10.0,
+        window_s=10.24,
         encoder_batch=64,
         embedlink=StepShape(8, 256, 16, _POOLED),
         embedlink_ctc=StepShape(32, 512, 16, _FRAME_RATE),
@@ -161,7 +175,7 @@ SIZES = {
     "smollm2": Size(
         llm=SMOLLM2_135M,
         encoder=WHISPER_BASE,
-        window_s=10.0,
+        window_s=10.24,
         encoder_batch=64,
         embedlink=StepShape(8, 256, 16, _POOLED),
         embedlink_ctc=StepShape(32, 512, 16, _FRAME_RATE),
@@ -169,7 +183,7 @@ SIZES = {
     "smollm2_tiny_en": Size(
         llm=SMOLLM2_135M,
         encoder=WHISPER_TINY,
-        window_s=10.0,
+        window_s=10.24,
         encoder_batch=8,
         embedlink=StepShape(
             8, 256, 16, _SMALL | {"stack": 1, "pooling": "adaptive", "num_tokens": 64}

@@ -5,6 +5,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -42,8 +43,12 @@ class Compilations:
 
 def first_step(size: Size, size_name: str) -> list[Row]:
     """One step of `embedlink_ctc` in this process, timed from the process's own start."""
+    facts: dict[str, Any] = {"imported_s": _age_s()}
+    jax.block_until_ready(jnp.ones(()) + 1)
+    facts["device_ready_s"] = _age_s()
     with Compilations() as compilations:
         problem = benchmark_steps.make(size, "embedlink_ctc", size.seen_rows)
+        facts["problem_ready_s"] = _age_s()
         steps = step_lib.make_resident_steps(problem.spec)
         shape = problem.shape
         index_KB = jnp.zeros((1, shape.batch_size), jnp.int32)
@@ -53,13 +58,18 @@ def first_step(size: Size, size_name: str) -> list[Row]:
                 jnp.ones(index_KB.shape), 1, max_frames=shape.num_frames,
             )
         )  # fmt: skip
-    seconds = time.time() - psutil.Process().create_time()
-    facts = {
+    seconds = _age_s()
+    facts |= {
         "programs": compilations.count,
         "programs_from_cache": compilations.hits,
         "compile_s": compilations.seconds,
     }
     return [Row("first_step", size_name, "", seconds, facts=facts)]
+
+
+def _age_s() -> float:
+    """Seconds since this process began."""
+    return time.time() - psutil.Process().create_time()
 
 
 def startup(command: list[str], size_name: str, read_rows) -> list[Row]:

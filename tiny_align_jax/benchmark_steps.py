@@ -214,7 +214,7 @@ def run(case: str, size_name: str, variant: str, problem: Problem, table_bytes: 
 def embedlink(size: Size, size_name: str) -> list[Row]:
     """The paper's objective: rows that training reads, and the whole table."""
     rows = []
-    for variant, num_rows in _tables(size).items():
+    for variant, num_rows in size.tables().items():
         problem = make(size, "embedlink", num_rows)
         read = problem.shape.batch_size * problem.shape.projector["num_tokens"]
         table_bytes = 4.0 * read * size.llm["hidden_size"]
@@ -225,7 +225,7 @@ def embedlink(size: Size, size_name: str) -> list[Row]:
 def embedlink_ctc(size: Size, size_name: str) -> list[Row]:
     """CTC against the rows that training reads, and against the whole table."""
     rows = []
-    for variant, num_rows in _tables(size).items():
+    for variant, num_rows in size.tables().items():
         values = {"logits_dtype": "bfloat16"} if is_accelerator() else {}
         problem = make(size, "embedlink_ctc", num_rows, values)
         itemsize = 2 if values else 4
@@ -244,8 +244,3 @@ def next_token(size: Size, size_name: str) -> list[Row]:
         llm_bytes = tree_bytes(problem.frozen.llm)
         rows.append(run("next_token", size_name, variant, problem, 2.0 * llm_bytes))
     return rows
-
-
-def _tables(size: Size) -> dict[str, int]:
-    full = size.llm["vocab_size"]
-    return {f"seen rows ({size.seen_rows})": size.seen_rows, f"full table ({full})": full}

@@ -218,3 +218,49 @@ def test_logits_of_a_bfloat16_head_are_not_rounded_to_bfloat16():
     x = module.embed(config, params, positions)
     logits, _ = module.LLM(config, jnp.bfloat16).apply({"params": params}, x, positions, mask)
     assert (logits != logits.astype(jnp.bfloat16).astype(jnp.float32)).mean() > 0.5
+
+
+def test_gradients_of_products_are_those_of_autodiff():
+    x, weight = jax.random.normal(jax.random.key(0), (2, 5, 8)), jnp.ones((6, 8)).at[0].set(2.0)
+    ours = jax.grad(lambda x, w: jnp.sin(_blocks.product(x, w, jnp.float32)).sum(), (0, 1))
+    plain = jax.grad(lambda x, w: jnp.sin(x @ w.T).sum(), (0, 1))
+    for a, b in zip(ours(x, weight), plain(x, weight), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
+    half = ours(x.astype(jnp.bfloat16), weight.astype(jnp.bfloat16))
+    assert {g.dtype for g in half} == {np.dtype(jnp.bfloat16)}
+
+
+def _plain_attention(q, k, v, mask):
+    repeated = [jnp.repeat(a, q.shape[2] // k.shape[1], axis=1) for a in (k, v)]
+    scores = jnp.einsum("bnhk,bhmk->bhnm", q, repeated[0]) * 0.3
+    weights = jax.nn.softmax(jnp.where(mask[:, None], scores, -1e30), axis=-1)
+    return jnp.einsum("bhnm,bhmk->bnhk", weights, repeated[1])
+
+
+def test_grouped_attention_and_its_gradients_are_those_of_repeated_keys():
+    keys = jax.random.split(jax.random.key(3), 3)
+    q = jax.random.normal(keys[0], (2, 3, 4, 8))
+    k, v = (jax.random.normal(key, (2, 2, 5, 8)) for key in keys[1:])
+    mask = jnp.tril(jnp.ones((2, 3, 5), bool), 1)
+    ours = lambda q, k, v: _blocks.attend(q, k, v, mask, 0.3)  # noqa: E731
+    plain = lambda q, k, v: _plain_attention(q, k, v, mask)  # noqa: E731
+    np.testing.assert_allclose(ours(q, k, v), plain(q, k, v), rtol=1e-5, atol=1e-6)
+    grads = [
+        jax.grad(lambda *a, f=f: jnp.sin(f(*a)).sum(), (0, 1, 2))(q, k, v) for f in (ours, plain)
+    ]
+    for a, b in zip(*grads, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_a_gpus_sums_for_one_token_are_the_dots(monkeypatch, soft_cap):
+    keys = jax.random.split(jax.random.key(4), 3)
+    q = jax.random.normal(keys[0], (2, 1, 4, 8))
+    k, v = (jax.random.normal(key, (2, 2, 5, 8)) for key in keys[1:])
+    mask = jnp.array([[[1, 1, 1, 0, 0]], [[1, 1, 1, 1, 1]]], bool)
+    dots = _blocks.attend(q, k, v, mask, 0.3, soft_cap)
+    choose = lambda *args, cuda, **others: cuda(*args)  # noqa: E731
+    monkeypatch.setattr(jax.lax, "platform_dependent", choose)
+    np.testing.assert_allclose(
+        _blocks.attend(q, k, v, mask, 0.3, soft_cap), dots, rtol=1e-5, atol=1e-6
+    )

@@ -27,6 +27,9 @@ from tiny_align_jax.types import Array
 
 _INIT = nn.initializers.normal(stddev=0.02)
 _FEW_ROWS = 2
+# Queries times keys of one new token up to which sums beat dots on a GPU: dots copy the layer's keys out of
+# the cache and want scores written, scaled, masked and cast in kernels of their own.
+_FEW_SCORES = 2**20
 
 
 @runtime_checkable
@@ -93,9 +96,28 @@ def product(x: Array, weight: Array, dtype: Any) -> Array:
     return jax.lax.platform_dependent(x, weight, cuda=few, rocm=few, default=many)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dot(x: Array, weight: Array, dtype: Any) -> Array:
     contract = (((x.ndim - 1,), (1,)), ((), ()))
     return jax.lax.dot_general(x, weight, contract, preferred_element_type=dtype)
+
+
+def _dot_fwd(x: Array, weight: Array, dtype: Any):
+    return _dot(x, weight, dtype), (x, weight)
+
+
+def _dot_bwd(dtype: Any, residuals: tuple[Array, Array], grad: Array):
+    # In the factors' dtype: the gradient of a float32 result would turn a bfloat16 matrix into float32
+    # first, half a millisecond for Llama 3.2 1B's head (H100), and multiply at half the speed.
+    x, weight = residuals
+    grad = grad.astype(x.dtype)
+    to_x = jax.lax.dot_general(grad, weight, (((grad.ndim - 1,), (0,)), ((), ())))
+    rows = tuple(range(x.ndim - 1))
+    to_weight = jax.lax.dot_general(grad, x, ((rows, rows), ((), ())))
+    return to_x.astype(x.dtype), to_weight.astype(weight.dtype)
+
+
+_dot.defvjp(_dot_fwd, _dot_bwd)
 
 
 def _sum_of_products(x: Array, weight: Array, dtype: Any) -> Array:
@@ -264,17 +286,60 @@ def attend(
 ) -> Array:
     """Attention with a float32 softmax, [B, N, H, K]; grouped heads share keys without copies."""
     batch, length, heads, width = q_BNHK.shape
-    groups = k_BGMK.shape[1]
+    groups, slots = k_BGMK.shape[1:3]
     q_BNGQK = q_BNHK.reshape(batch, length, groups, heads // groups, width)
-    logits = jnp.einsum("bngqk,bgmk->bgqnm", q_BNGQK, k_BGMK, preferred_element_type=jnp.float32)
-    logits *= scale
+    weigh = functools.partial(_weights, mask_BNM=mask_BNM, scale=scale, soft_cap=soft_cap)
+
+    def by_dots(q_BNGQK, k_BGMK, v_BGMK):
+        weights = weigh(_scores(q_BNGQK, k_BGMK)).astype(v_BGMK.dtype)
+        return jnp.einsum("bgqnm,bgmk->bngqk", weights, v_BGMK).astype(q_BNHK.dtype)
+
+    def by_sums(q_BNGQK, k_BGMK, v_BGMK):
+        q_BGQ1K = q_BNGQK[:, 0, :, :, None].astype(jnp.float32)
+        scores_BGQM = jnp.sum(q_BGQ1K * k_BGMK[:, :, None].astype(jnp.float32), axis=-1)
+        weights_BGQM = weigh(scores_BGQM[:, :, :, None])[:, :, :, 0]
+        values_BG1MK = v_BGMK[:, :, None].astype(jnp.float32)
+        out_BGQK = jnp.sum(weights_BGQM[..., None] * values_BG1MK, axis=-2)
+        return out_BGQK[:, None].astype(q_BNHK.dtype)
+
+    if length == 1 and batch * heads * slots <= _FEW_SCORES:
+        out_BNGQK = jax.lax.platform_dependent(
+            q_BNGQK, k_BGMK, v_BGMK, cuda=by_sums, rocm=by_sums, default=by_dots
+        )
+    else:
+        out_BNGQK = by_dots(q_BNGQK, k_BGMK, v_BGMK)
+    return out_BNGQK.reshape(batch, length, heads, width)
+
+
+def _weights(scores_BGQNM: Array, mask_BNM: Array, scale: float, soft_cap: float | None) -> Array:
+    scores_BGQNM = scores_BGQNM * scale
     if soft_cap is not None:
-        logits = soft_cap * jnp.tanh(logits / soft_cap)
+        scores_BGQNM = soft_cap * jnp.tanh(scores_BGQNM / soft_cap)
     # Finite, so that a row of padding that sees nothing stays finite (a mean over all slots).
-    logits = jnp.where(mask_BNM[:, None, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v_BGMK.dtype)
-    out_BNGQK = jnp.einsum("bgqnm,bgmk->bngqk", weights, v_BGMK)
-    return out_BNGQK.reshape(batch, length, heads, width).astype(q_BNHK.dtype)
+    scores_BGQNM = jnp.where(mask_BNM[:, None, None], scores_BGQNM, jnp.finfo(jnp.float32).min)
+    return jax.nn.softmax(scores_BGQNM, axis=-1)
+
+
+@jax.custom_vjp
+def _scores(q_BNGQK: Array, k_BGMK: Array) -> Array:
+    """Products of queries and keys, float32 [B, G, Q, N, M]; gradients as in `_dot`."""
+    return jnp.einsum("bngqk,bgmk->bgqnm", q_BNGQK, k_BGMK, preferred_element_type=jnp.float32)
+
+
+def _scores_fwd(q_BNGQK: Array, k_BGMK: Array):
+    return _scores(q_BNGQK, k_BGMK), (q_BNGQK, k_BGMK)
+
+
+def _scores_bwd(residuals: tuple[Array, Array], grad_BGQNM: Array):
+    q_BNGQK, k_BGMK = residuals
+    grad_BGQNM = grad_BGQNM.astype(q_BNGQK.dtype)
+    return (
+        jnp.einsum("bgqnm,bgmk->bngqk", grad_BGQNM, k_BGMK),
+        jnp.einsum("bgqnm,bngqk->bgmk", grad_BGQNM, q_BNGQK),
+    )
+
+
+_scores.defvjp(_scores_fwd, _scores_bwd)
 
 
 class GatedMLP(nn.Module):

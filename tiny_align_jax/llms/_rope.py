@@ -188,8 +188,13 @@ def _frequencies(rope: Rope) -> np.ndarray:
 def rotate(x_BNHK: Array, cos_BNR: Array, sin_BNR: Array) -> Array:
     """Rotates the first 2R entries of every head, pairing entry i with i + R; float32 inside."""
     half = cos_BNR.shape[-1]
-    cos, sin = cos_BNR[:, :, None], sin_BNR[:, :, None]
-    first = x_BNHK[..., :half].astype(jnp.float32)
-    second = x_BNHK[..., half : 2 * half].astype(jnp.float32)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return jnp.concatenate([turned.astype(x_BNHK.dtype), x_BNHK[..., 2 * half :]], axis=-1)
+    # Both halves as one axis of length two that is reversed, not sliced and joined: one kernel on a GPU.
+    x_BNH2R = x_BNHK[..., : 2 * half].astype(jnp.float32)
+    x_BNH2R = x_BNH2R.reshape(*x_BNHK.shape[:-1], 2, half)
+    cos, sin = cos_BNR[:, :, None, None], sin_BNR[:, :, None, None]
+    signs = np.array([[-1.0], [1.0]], np.float32)
+    turned = x_BNH2R * cos + x_BNH2R[..., ::-1, :] * (signs * sin)
+    turned = turned.reshape(*x_BNHK.shape[:-1], 2 * half).astype(x_BNHK.dtype)
+    if 2 * half == x_BNHK.shape[-1]:
+        return turned
+    return jnp.concatenate([turned, x_BNHK[..., 2 * half :]], axis=-1)

@@ -1,0 +1,71 @@
+"""The PyTorch baseline's rows: the same shapes, a process a row, never imported here."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import logging
+
+from tiny_align_jax import benchmark_sizes
+
+MODULE = "third_party.torch_baseline.timing"
+MODES = ("eager", "default", "reduce-overhead", "max-autotune", "cuda-graph")
+CASES = ("embedlink", "embedlink_ctc", "next_token", "decode")
+
+
+def rows(case: str, size_name: str, modes: Sequence[str], timeout_s: float) -> list[dict[str, Any]]:
+    """Rows of one case in every mode; a mode that fails or takes too long leaves a row that says so."""
+    size = benchmark_sizes.find(size_name)
+    found = []
+    for variant, arguments in _variants(case, size).items():
+        for mode in modes:
+            if (case, mode) == ("decode", "cuda-graph"):
+                continue  # 'reduce-overhead' is CUDA graphs there
+            row = {
+                "case": case,
+                "size": size_name,
+                "variant": variant,
+                "framework": f"torch {mode}",
+            }
+            line = [f"--case={case}", f"--mode={mode}", f"--size={size_name}", *arguments]
+            found.append(row | _run(line, timeout_s))
+    return found
+
+
+def _variants(case: str, size: benchmark_sizes.Size) -> dict[str, list[str]]:
+    """Arguments of the baseline by the variant that our own rows have."""
+    if case in ("embedlink", "embedlink_ctc"):
+        return {variant: [f"--rows={n}"] for variant, n in size.tables().items()}
+    if case == "decode":
+        return {f"batch {n}": [f"--batch_size={n}"] for n in size.decode.batch_sizes}
+    return {"activations kept": [f"--rows={size.seen_rows}"]}
+
+
+def _run(line: Sequence[str], timeout_s: float) -> dict[str, Any]:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "row.json"
+        command = [sys.executable, "-m", MODULE, *line, f"--json={path}"]
+        try:
+            subprocess.run(command, check=True, timeout=timeout_s, stdout=subprocess.DEVNULL)
+        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+            logging.error("%s", error)
+            return {"error": type(error).__name__, "facts": {}}
+        measured = json.loads(path.read_text())
+    times = {name: measured.pop(f"{theirs}_ms") / 1e3 for name, theirs in _TIMES.items()}
+    facts = {k: v for k, v in measured.items() if k in _FACTS and v is not None}
+    return {
+        **times,
+        "repeats": measured["repeats"],
+        "flops": 0.0,
+        "num_bytes": 0.0,
+        "dtype": "",
+        "facts": facts,
+    }
+
+
+_TIMES = {"seconds": "median", "low_s": "low", "high_s": "high"}
+_FACTS = ("compile_s", "peak_device_mb", "tokens_per_s", "prompt_ms", "trainable_params", "machine")
