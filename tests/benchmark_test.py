@@ -55,7 +55,7 @@ def test_a_failed_case_loses_nothing(tmp_path):
     kept = json.loads((tmp_path / "benchmark.json").read_text())["rows"]
     assert kept == rows and "error" in kept[2] and kept[3]["seconds"] == 0.5
     table = (tmp_path / "benchmark.md").read_text()
-    assert "failed" in table and "| 500 ms | 400 ms - 600 ms | 200 ms | 40 | |" in table
+    assert "failed" in table and "| 500 ms | 400 ms - 600 ms | 200 ms | 40 |  |" in table
 
 
 def test_ratio_is_to_the_fastest_mode_of_the_baseline():

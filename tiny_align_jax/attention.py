@@ -9,12 +9,13 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from absl import logging
 
 from tiny_align_jax.types import Array
 
 KINDS = ("auto", "xla", "cudnn")
 _LARGEST_HEAD = 128
-_FIRST_CAPABILITY = 8.0  # Ampere
+_HALVES = (jnp.bfloat16, jnp.float16)
 
 
 def attend(
@@ -25,28 +26,42 @@ def attend(
     Args:
         q_BAHK: queries. k_BTHK: keys. v_BTHK: values.
         mask_BT: True at valid keys, a prefix of each row; None if all are valid.
-        kind: 'xla', 'cudnn', or 'auto': cuDNN for float16 and bfloat16 on an NVIDIA GPU that can.
+        kind: 'xla', 'cudnn', or 'auto': cuDNN for half-precision activations where it has a kernel.
     """
-    lengths = (q_BAHK.shape[1], k_BTHK.shape[1])
-    if kind == "cudnn" or (kind == "auto" and _suits_cudnn(q_BAHK, lengths)):
+    if kind == "cudnn" or (kind == "auto" and _suits_cudnn(q_BAHK, k_BTHK) and _has_cudnn()):
         num_keys_B = None
         if mask_BT is not None:
             num_keys_B = jnp.maximum(mask_BT.sum(-1), 1).astype(jnp.int32)
-        return jax.nn.dot_product_attention(
-            q_BAHK, k_BTHK, v_BTHK, key_value_seq_lengths=num_keys_B, implementation="cudnn"
-        )
+        return _flash(q_BAHK, k_BTHK, v_BTHK, num_keys_B)
     mask = None if mask_BT is None else mask_BT[:, None, None, :]
     return jax.nn.dot_product_attention(q_BAHK, k_BTHK, v_BTHK, mask=mask, implementation="xla")
 
 
-def _suits_cudnn(q_BAHK: Array, lengths: tuple[int, int]) -> bool:
+def _flash(q_BAHK: Array, k_BTHK: Array, v_BTHK: Array, num_keys_B: Array | None) -> jax.Array:
+    return jax.nn.dot_product_attention(
+        q_BAHK, k_BTHK, v_BTHK, key_value_seq_lengths=num_keys_B, implementation="cudnn"
+    )
+
+
+def _suits_cudnn(q_BAHK: Array, k_BTHK: Array) -> bool:
     width = q_BAHK.shape[-1]
-    fits = width % 8 == 0 and width <= _LARGEST_HEAD and not any(n % 2 for n in lengths)
-    return fits and q_BAHK.dtype in (jnp.bfloat16, jnp.float16) and _has_flash_kernel()
+    even = not (q_BAHK.shape[1] % 2 or k_BTHK.shape[1] % 2)
+    return q_BAHK.dtype in _HALVES and even and width % 8 == 0 and width <= _LARGEST_HEAD
 
 
 @functools.cache
-def _has_flash_kernel() -> bool:
-    device = jax.devices()[0]
-    is_cuda = "cuda" in device.client.platform_version.lower()
-    return is_cuda and float(getattr(device, "compute_capability", 0)) >= _FIRST_CAPABILITY
+def _has_cudnn() -> bool:
+    """Whether the kernel and its gradient can be built here: tried once, on a small shape."""
+    if jax.default_backend() == "cpu":
+        return False
+    x = jax.ShapeDtypeStruct((1, 64, 1, 64), jnp.bfloat16)
+    counts = jax.ShapeDtypeStruct((1,), jnp.int32)
+    gradient = jax.grad(lambda q, k, v, n: _flash(q, k, v, n).astype(jnp.float32).sum(), (0, 1, 2))
+    try:
+        jax.jit(gradient).lower(x, x, x, counts).compile()
+    except (
+        Exception
+    ) as error:  # another maker's GPU, an old one, no cuDNN: each fails in its own way
+        logging.info("attention by XLA, cuDNN has no kernel here: %s", str(error).split("\n")[0])
+        return False
+    return True
