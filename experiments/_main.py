@@ -70,7 +70,7 @@ def _set_up_jax() -> None:
             sys.modules["jax"].config.update(option, value)
     has_gpu_plugin = any(module.name.startswith("jax_cuda") for module in pkgutil.iter_modules())
     if has_gpu_plugin and "triton_gemm" not in os.environ.get("XLA_FLAGS", ""):
-        # Tuning Triton products took 7 CPU minutes of a start and gained a step nothing (so762, H200).
+        # Tuning Triton products took 7 CPU minutes of a run's start (docs/results.md).
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_NO_TRITON_GEMM}".strip()
     logging.info(
         "compiled programs are kept in %s; XLA_FLAGS=%r",
