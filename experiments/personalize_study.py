@@ -26,6 +26,7 @@ _FACTORS = flags.DEFINE_list("factors", ["1", "0.3", "3"], "Times each method's 
 _BUDGET_S = flags.DEFINE_float("budget_s", 90, "Begin no further point after so many seconds.")
 _JOBS = flags.DEFINE_integer("jobs_at_once", 32, "Copies that share a step.")
 _STEPS = flags.DEFINE_integer("steps_per_checkpoint", 8, "Updates between two of 5 checkpoints.")
+_FOLDS = flags.DEFINE_integer("folds", 3, "Folds of six test utterances each.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds on the test users.")
 _AUDIO = flags.DEFINE_bool("encoder", True, "Also methods that reach into the encoder.")
 _LLM = flags.DEFINE_bool("llm", True, "Also read with the LLM's help.")
@@ -53,6 +54,7 @@ def main(argv):
     )
     config = study_run.Config(
         budget_s=_BUDGET_S.value,
+        folds=tuple(range(_FOLDS.value)),
         seeds=tuple(range(_SEEDS.value)),
         dtype=_DTYPE.value,
         max_users=_USERS.value,

@@ -1,5 +1,6 @@
 """The study's bookkeeping: who is scored on what, what counts as an error, and what is chosen by."""
 
+import json
 import types
 
 import jax.numpy as jnp
@@ -14,6 +15,8 @@ from tiny_align_jax.adapt import (
     fit,
     study,
     study_reading,
+    study_report,
+    study_run,
     study_scores,
     word_prior,
 )
@@ -177,3 +180,38 @@ def test_related_sentences_share_rare_words():
     near = found.to(["six eight four", "the"], 2)
     assert near == ["seven four", "four six two"]  # the nearest last, repeats once
     assert found.to(["anything"], 0) == []
+
+
+def test_a_study_is_reported_with_its_pictures(tmp_path):
+    interval = {"value": 0.1, "low": 0.0, "high": 0.2}
+    point = {"point": "norms, lr 0.001, replay 0.5", "wer_by_checkpoint": [0.4, 0.3], "steps": 8}
+    point |= {"gain": -0.1, "wer_early_stop": 0.3, "base_kept": 0.1, "seconds": 2.0}
+    reading = {"oracle": 0.2, "control at own weights": 0.35}
+    reading["contexts"] = {"own": {"wer": 0.3, "llm": 0.5, "bonus": 1.0}}
+    choose = {"users": {"speakers": 2}, "base": 0.4, "seconds": 1.0, "chosen": {}}
+    choose |= {"points": [point, {"point": "x", "skipped": "out of time"}]}
+    choose |= {"reading with the LLM": reading, "failed": [{"acoustics": "no"}]}
+    band = {"adult": {"speakers": 2, "pooled": interval}}
+    errors = {"base": [4, 3], "base + LLM": [3, 3], "all": [2, 2], "all, other's": [3, 3]}
+    test = {"users": {"ages": [7, 30]}, "seconds": 1.0, "errors by speaker": errors}
+    test |= {"words by speaker": [10, 10], "wer": {"base + LLM": interval, "all": interval}}
+    test |= {"reductions": {"all | base": {"pooled": interval, "mean": interval}}}
+    test |= {"bands, all | base": band, "wer from 4 utterances": {"all": 0.25}}
+    (tmp_path / study_run.FILE).write_text(json.dumps({"choose": choose, "test": test}))
+    text = study_report.write(tmp_path)
+    assert (
+        "| own | 0.3000 | 0.5 | 1.0 |" in text and "| all, base | 0.1000 [0.0000, 0.2000]" in text
+    )
+    assert {p.stem for p in tmp_path.glob("*.png")} == {"curves", "slopes", "bands", "sizes"}
+    assert (tmp_path / study_report.REPORT).read_text().strip() == text.strip()
+
+
+def test_notes_survive_a_part_that_fails(tmp_path):
+    notes = study_run.Notes(tmp_path, "choose")
+    assert notes.part("good", lambda: 1) == 1
+    assert notes.part("bad", lambda: 1 / 0) is None
+    notes.append("points", {"a": 1})
+    study_run.Notes(tmp_path, "test").write("wer", 0.5)
+    saved = json.loads((tmp_path / study_run.FILE).read_text())
+    assert "division" in saved["choose"]["failed"][0]["bad"]
+    assert saved["choose"]["points"] == [{"a": 1}] and saved["test"]["wer"] == 0.5

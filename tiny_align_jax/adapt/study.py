@@ -226,6 +226,7 @@ def describe(lab: Lab, point: Point, plan: Plan, outcome: Outcome) -> dict[str, 
     return {
         "point": str(point),
         "jobs": len(plan),
+        "steps": outcome.spec.config.steps_per_checkpoint,
         "wer_by_checkpoint": [round(float(e.sum() / words), 5) for e in outcome.errors_CJN],
         "wer_early_stop": round(float(outcome.stopped().sum() / words), 5),
         "valid_loss_by_checkpoint": [

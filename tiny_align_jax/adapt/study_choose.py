@@ -113,15 +113,15 @@ def _tune(phase: Phase, heard: fit.Heard, tag: str) -> None:
     said = {"no LLM": [[np.zeros(len(b.texts)) for b in bests] for bests in best]}
     for name, lines in contexts.items():
         said[name] = study_reading.judge(ground.lab.crew, own, {"": best}, lines)[""]
-    found: dict[str, Any] = {"oracle": phase.wer(study_reading.oracle(best))}
+    found: dict[str, Any] = {"oracle": phase.wer(study_reading.oracle(best)), "contexts": {}}
     for name, scores in said.items():
         weights = study_reading.tune(best, scores)
         errors = study_reading.errors_at(best, scores, weights)
-        found[name] = {"wer": phase.wer(errors), **dataclasses.asdict(weights)}
+        found["contexts"][name] = {"wer": phase.wer(errors), **dataclasses.asdict(weights)}
         phase.chosen["weights"][name + tag] = dataclasses.asdict(weights)
     weights = study_reading.Weights(**phase.chosen["weights"][RELATED + tag])
     control = study_reading.errors_at(best, said[OTHERS], weights)
-    found[OTHERS]["wer at own's weights"] = phase.wer(control)
+    found["control at own weights"] = phase.wer(control)
     phase.notes.write(f"reading with the LLM{tag}", found)
 
 

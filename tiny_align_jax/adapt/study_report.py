@@ -24,20 +24,45 @@ def write(folder: str | os.PathLike) -> str:
     """Writes report.md and the pictures that there is data for; returns the report's text."""
     found = json.loads((Path(folder) / FILE).read_text())
     lines = []
-    if "choose" in found:
-        lines += ["## Simulated users", "", *_chosen_tables(found["choose"]), ""]
-    if "test" in found:
-        lines += ["## Test users", "", *_test_tables(found["test"]), ""]
-        for draw in (slopes, bands, sizes):
-            figure = draw(found["test"])
-            if figure is not None:
-                figure.tight_layout()
-                figure.savefig(Path(folder) / f"{draw.__name__}.png", dpi=130)
-                plt.close(figure)
-                lines += [f"![{draw.__name__}]({draw.__name__}.png)", ""]
+    for phase, title, tables, drawings in (
+        ("choose", "Simulated users", _chosen_tables, (curves,)),
+        ("test", "Test users", _test_tables, (slopes, bands, sizes)),
+    ):
+        if phase in found:
+            lines += [f"## {title}", "", *tables(found[phase]), ""]
+            lines += [line for draw in drawings for line in _picture(folder, draw, found[phase])]
     text = "\n".join(lines)
     (Path(folder) / REPORT).write_text(text + "\n")
     return text
+
+
+def _picture(folder: str | os.PathLike, draw, phase: Mapping[str, Any]) -> list[str]:
+    figure = draw(phase)
+    if figure is None:
+        return []
+    figure.tight_layout()
+    figure.savefig(Path(folder) / f"{draw.__name__}.png", dpi=130)
+    plt.close(figure)
+    return [f"![{draw.__name__}]({draw.__name__}.png)", ""]
+
+
+def curves(phase: Mapping[str, Any]):
+    """WER of simulated users against the updates made, the best learning rate of each method."""
+    best: dict[str, dict[str, Any]] = {}
+    for row in _ran(phase):
+        name = row["point"].split(",")[0]
+        if name not in best or row["gain"] < best[name]["gain"]:
+            best[name] = row
+    if not best:
+        return None
+    figure, axis = plt.subplots(figsize=(7, 4))
+    for row in best.values():
+        wer = np.array(row["wer_by_checkpoint"])
+        axis.plot(np.arange(len(wer)) * row["steps"], wer / wer[0], marker=".", label=row["point"])
+    axis.axhline(1, color="black", lw=0.8)
+    axis.set(xlabel="updates", ylabel="WER relative to the base's")
+    axis.legend(frameon=False, fontsize=7)
+    return figure
 
 
 def slopes(test: Mapping[str, Any]):
@@ -105,38 +130,37 @@ def _chosen_tables(phase: Mapping[str, Any]) -> list[str]:
     lines = [f"{phase['users']}, base WER {phase['base']:.4f}", ""]
     for name, row in phase.items():
         if name.startswith("reading with") and isinstance(row, dict):
-            lines += [f"{name}: oracle {row['oracle']:.4f}", "", "| context | WER | LLM | bonus |"]
-            lines.append("| --- | --- | --- | --- |")
-            lines += [
-                f"| {n} | {r['wer']:.4f} | {r['llm']} | {r['bonus']} |"
-                for n, r in row.items()
-                if n != "oracle"
-            ]
-            lines += [
-                f"other's at own's weights: {row[list(row)[-1]]['wer at own' + chr(39) + 's weights']:.4f}",
-                "",
-            ]
+            lines += _reading_table(name, row)
         elif name.startswith("word prior"):
             cells = [f"{w}: own {r['own']:.4f}, other's {r['control']:.4f}" for w, r in row.items()]
             lines += [f"{name}: {'; '.join(cells)}", ""]
-    if "points" in phase:
-        lines += [
-            "| method | WER by checkpoint | early stop | base kept | s |",
-            "| --- |" + " --- |" * 4,
-        ]
-        for row in phase["points"]:
-            if "wer_by_checkpoint" in row:
-                curve = " ".join(f"{w:.4f}" for w in row["wer_by_checkpoint"])
-                lines.append(
-                    f"| {row['point']} | {curve} | {row['wer_early_stop']:.4f} | {row['base_kept']} "
-                    f"| {row['seconds']} |"
-                )
-        lines.append("")
+    lines += [
+        "| method | WER by checkpoint | early stop | base kept | s |",
+        "| --- |" + " --- |" * 4,
+    ]
+    for row in _ran(phase):
+        curve = " ".join(f"{w:.4f}" for w in row["wer_by_checkpoint"])
+        cells = [row["point"], curve, f"{row['wer_early_stop']:.4f}"]
+        lines.append(f"| {' | '.join(cells)} | {row['base_kept']} | {row['seconds']} |")
+    lines.append("")
     for row in phase.get("finalists", []):
         cells = [f"{k} {v:.4f}" for k, v in row.items() if isinstance(v, float)]
         lines.append(f"final: {row['point']} at checkpoint {row['checkpoint']}: {', '.join(cells)}")
     lines += [f"failed: {f}" for f in phase.get("failed", [])]
     return [*lines, f"chosen: {json.dumps(phase.get('chosen'))}", f"{phase['seconds']} s"]
+
+
+def _reading_table(name: str, row: Mapping[str, Any]) -> list[str]:
+    lines = [f"{name}, oracle {row['oracle']:.4f}:", "", "| context | WER | LLM | bonus |"]
+    lines.append("| --- | --- | --- | --- |")
+    for context, found in row["contexts"].items():
+        lines.append(f"| {context} | {found['wer']:.4f} | {found['llm']} | {found['bonus']} |")
+    return [*lines, "", f"other's at own weights: {row['control at own weights']:.4f}", ""]
+
+
+def _ran(phase: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Points that were not left out for want of time."""
+    return [row for row in phase.get("points", []) if "wer_by_checkpoint" in row]
 
 
 def _test_tables(phase: Mapping[str, Any]) -> list[str]:
