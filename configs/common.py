@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 from tiny_align_jax import registry
 from tiny_align_jax.data import augment, prompts
 from tiny_align_jax.memory import budget
+from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.train import loop, mixture, optimizer
 
 
@@ -41,6 +42,7 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
             "window_s": 10.24,  # every utterance is padded to it; part of the cache key
             "layers": (-1,),  # hidden states kept as features; -1 is the last
             "dtype": "float32",
+            "quantize": from_dataclass(quantize.Config()),  # e.g. --config.encoder.quantize.weights=int8
         }
     )
     config.features = ConfigDict(
@@ -51,7 +53,13 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
             "variants": (),  # distortions such as 'speed:0.9': each adds a copy of every training utterance
         }
     )
-    config.llm = ConfigDict({"asset": "smollm2-135m-instruct", "dtype": "float32"})
+    config.llm = ConfigDict(
+        {
+            "asset": "smollm2-135m-instruct",  # asset name, hub id or folder
+            "dtype": "float32",  # what it computes in
+            "quantize": from_dataclass(quantize.Config()),  # how its matrices are held
+        }
+    )
     config.vocabulary = ConfigDict(
         {
             "kind": "seen",  # rows of the LLM's table that are read: 'full', 'seen', 'pieces'

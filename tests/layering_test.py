@@ -17,6 +17,7 @@ LEAVES = {
     "llms",
     "metrics",
     "ngram",
+    "quantize",
     "weights",
     "beam",
     "attention",
@@ -58,6 +59,7 @@ EXCEPTIONS = {
     ("encoders", "attention"): "the same",
     ("datasets", "synthesize"): "the synthetic corpus is spoken by it, and by nothing else",
     ("weights", "registry"): "a folder's config.json names the family that reads it",
+    ("weights", "quantize"): "matrices are quantised while they are read, so no full copy exists",
 }
 # Libraries that this package does without, and what each would cost.
 FORBIDDEN = {

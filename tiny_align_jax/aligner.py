@@ -21,6 +21,7 @@ import numpy as np
 
 from tiny_align_jax import decode, lora, registry
 from tiny_align_jax.data import prompts, tokenizer, vocabulary
+from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.responder import Llm, Responder
 from tiny_align_jax.types import (
     Array,
@@ -126,18 +127,23 @@ class Aligner:
         check_fingerprints(card, encoder_folder.fingerprint, llm_folder.fingerprint)
         words = tokenizer.load(llm_folder.path)
         rows = vocabulary.from_json(card["vocabulary"], words.token_strings(), words.eos_id, words)
-        table_VD = loading.embedding_rows(llm_folder, rows.row_ids)
+        held = _held(card, "llm")
+        table_VD = loading.embedding_rows(llm_folder, rows.row_ids, held)
         frozen = Frozen(table_VD=jnp.asarray(table_VD), row_ids_V=jnp.asarray(rows.row_ids))
         ear = make_ear(card)
         params = load_params(folder / WEIGHTS_FILE, ear, card, frozen)
-        llm = _load_llm(llm_folder, config) if need_llm else None
+        llm = _load_llm(llm_folder, config, held) if need_llm else None
         if llm is not None and (folder / LORA_FILE).is_file():
             llm = Llm(llm.model, _with_adapters(llm.params, folder / LORA_FILE))
         return cls(config, card, ear, params, frozen, rows, words, encoder_folder, llm_folder, llm)
 
+    def held(self, part: str) -> quantize.Config:
+        """How the matrices of 'encoder' or 'llm' are held; the projector was trained with that."""
+        return _held(self.card, part)
+
     def encoder_params(self, dtype: Any = jnp.float32) -> PyTree:
         """Parameters of the encoder, with what a user's state changes of them."""
-        params = loading.load_encoder(self.encoder_folder, dtype).params
+        params = loading.load_encoder(self.encoder_folder, dtype, self.held("encoder")).params
         return self.user_encoder(params) if self.user_encoder else params
 
     def hear(self, features_BTE: Array, num_frames_B: Array) -> Hearing:
@@ -298,9 +304,13 @@ def check_fingerprints(card: Mapping[str, Any], encoder: str, llm: str) -> None:
         )
 
 
-def _load_llm(folder: Any, config: Mapping[str, Any]) -> Llm:
+def _held(card: Mapping[str, Any], part: str) -> quantize.Config:
+    return registry.make_config(quantize, card[part].get("quantize", {}))
+
+
+def _load_llm(folder: Any, config: Mapping[str, Any], held: quantize.Config) -> Llm:
     dtype = jnp.dtype(config.get("llm", {}).get("dtype", "float32"))
-    loaded = loading.load_llm(folder, dtype)
+    loaded = loading.load_llm(folder, dtype, held)
     model = decode.LanguageModel(loaded.module, loaded.config, dtype)
     return Llm(model, loaded.params)
 

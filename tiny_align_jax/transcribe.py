@@ -148,7 +148,7 @@ def make_encoder(
     spec = extract.make_spec(
         module,
         config,
-        card["fingerprint"],
+        loading.held_fingerprint(folder, aligner.held("encoder")),
         window_s=card["window_s"],
         layers=card["layers"],
         dtype=dtype,

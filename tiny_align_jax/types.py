@@ -9,7 +9,7 @@ Masks are boolean and True where a position is valid.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -152,6 +152,15 @@ class Reading:
     keep_BA: Array
     soft_BAD: Array
     score_B: Array
+
+
+@runtime_checkable
+class QuantisedWeight(Protocol):
+    """What may stand in a parameter tree where a frozen weight matrix is expected."""
+
+    def matmul(self, x: Array, dtype: Any = None) -> Array:
+        """x [..., in] times the matrix, summed in float32, [..., out] in `dtype` (None: x's)."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

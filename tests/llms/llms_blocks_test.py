@@ -113,8 +113,9 @@ class Int8Weight:
     values: jax.Array
     scale: jax.Array
 
-    def matmul(self, x):
-        return (x @ self.values.T.astype(x.dtype)) * self.scale[:, 0].astype(x.dtype)
+    def matmul(self, x, dtype=None):
+        y = (x @ self.values.T.astype(x.dtype)) * self.scale[:, 0].astype(x.dtype)
+        return y.astype(dtype or x.dtype)
 
 
 @flax.struct.dataclass

@@ -103,7 +103,7 @@ def extend(aligner: Aligner, extra_row_ids: np.ndarray) -> Aligner:
     row_ids = np.concatenate([old.row_ids, np.asarray(extra_row_ids, np.int32)])
     new = tuple(strings[int(i)] for i in extra_row_ids)
     rows = dataclasses.replace(old, row_ids=row_ids, strings=(*old.strings, *new))
-    table_VD = loading.embedding_rows(aligner.llm_folder, extra_row_ids)
+    table_VD = loading.embedding_rows(aligner.llm_folder, extra_row_ids, aligner.held("llm"))
     frozen = dataclasses.replace(
         aligner.frozen,
         table_VD=jnp.concatenate([aligner.frozen.table_VD, table_VD]),

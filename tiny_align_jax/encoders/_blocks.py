@@ -9,7 +9,7 @@ import numpy as np
 from flax import linen as nn
 
 from tiny_align_jax import attention
-from tiny_align_jax.types import Array, AudioError, ConfigError
+from tiny_align_jax.types import Array, AudioError, ConfigError, QuantisedWeight
 
 LAYER_NORM_EPSILON = 1e-5
 
@@ -26,6 +26,34 @@ def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
     trained speech encoders have.
     """
     return nn.LayerNorm(LAYER_NORM_EPSILON, dtype=dtype, use_fast_variance=False, name=name)
+
+
+class Dense(nn.Module):
+    """A linear layer with parameters `kernel` [in, out] and `bias` [out].
+
+    A quantised matrix may stand in the kernel's place.
+    """
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> jax.Array:
+        x = jnp.asarray(x, self.dtype)
+        # flax's check of stored shapes only knows arrays, so a quantised kernel goes round it.
+        kernel = self.get_variable("params", "kernel")
+        if isinstance(kernel, QuantisedWeight):
+            y = kernel.matmul(x)
+        else:
+            init = nn.initializers.lecun_normal()
+            kernel = self.param("kernel", init, (x.shape[-1], self.features))
+            y = x @ jnp.asarray(kernel, x.dtype)
+        if self.use_bias:
+            y += jnp.asarray(
+                self.param("bias", nn.initializers.zeros, (self.features,)), y.dtype
+            )
+        return y
 
 
 class Attention(nn.Module):
@@ -49,7 +77,7 @@ class Attention(nn.Module):
         width = x_BTE.shape[-1]
 
         def project(name: str, use_bias: bool = True) -> jax.Array:
-            y = nn.Dense(width, use_bias, dtype=self.dtype, name=name)(x_BTE)
+            y = Dense(width, use_bias, dtype=self.dtype, name=name)(x_BTE)
             return y.reshape(*y.shape[:-1], self.num_heads, width // self.num_heads)
 
         q, k, v = project("query"), project("key", self.key_bias), project("value")
@@ -58,7 +86,7 @@ class Attention(nn.Module):
         else:
             mask = None if mask_BT is None else mask_BT[:, None, None, :]
             attended_BTHK = jax.nn.dot_product_attention(q, k, v, bias=bias_BHTT, mask=mask)
-        return nn.Dense(width, dtype=self.dtype, name="out")(attended_BTHK.reshape(x_BTE.shape))
+        return Dense(width, dtype=self.dtype, name="out")(attended_BTHK.reshape(x_BTE.shape))
 
 
 def wanted_layers(layers: Sequence[int] | None, num_layers: int) -> tuple[int, ...]:

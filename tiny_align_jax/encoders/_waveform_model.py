@@ -131,8 +131,8 @@ class TransformerLayer(nn.Module):
 
     def feed_forward(self, x_BTE: jax.Array) -> jax.Array:
         """Two linear layers around a GELU."""
-        y = nn.Dense(self.config.ffn_dim, dtype=self.dtype, name="ffn_in")(x_BTE)
-        return nn.Dense(self.config.dim, dtype=self.dtype, name="ffn_out")(_blocks.gelu(y))
+        y = _blocks.Dense(self.config.ffn_dim, dtype=self.dtype, name="ffn_in")(x_BTE)
+        return _blocks.Dense(self.config.dim, dtype=self.dtype, name="ffn_out")(_blocks.gelu(y))
 
 
 class Encoder(nn.Module):
@@ -182,7 +182,7 @@ class Encoder(nn.Module):
         x, mask_BT = ConvFrontEnd(config, dtype, name="front_end")(waveform_BS, num_samples_B)
         if config.feature_norm:
             x = _blocks.layer_norm(dtype, "feature_norm")(x)
-        x_BTE = nn.Dense(config.dim, dtype=dtype, name="feature_projection")(x)
+        x_BTE = _blocks.Dense(config.dim, dtype=dtype, name="feature_projection")(x)
         x_BTE = jnp.where(mask_BT[..., None], x_BTE, 0)
         return self.add_position(x_BTE), mask_BT
 

@@ -138,9 +138,9 @@ class FeedForward(nn.Module):
     def __call__(self, x_BTE: jax.Array) -> jax.Array:
         """Frames [B, T, E] to frames [B, T, E]."""
         y = _blocks.layer_norm(self.dtype, "norm")(x_BTE)
-        y = nn.Dense(self.config.ffn_dim, dtype=self.dtype, name="in")(y)
+        y = _blocks.Dense(self.config.ffn_dim, dtype=self.dtype, name="in")(y)
         y = _ACTIVATIONS[self.config.activation](y)
-        return nn.Dense(self.config.dim, dtype=self.dtype, name="out")(y)
+        return _blocks.Dense(self.config.dim, dtype=self.dtype, name="out")(y)
 
 
 class FrozenBatchNorm(nn.Module):
@@ -203,10 +203,10 @@ class Attention(nn.Module):
         attended = jax.nn.dot_product_attention(
             query_BTHK, key_BTHK, value_BTHK, bias=bias_BHTT, mask=mask_BT[:, None, None, :]
         )
-        return nn.Dense(config.dim, dtype=self.dtype, name="out")(attended.reshape(x_BTE.shape))
+        return _blocks.Dense(config.dim, dtype=self.dtype, name="out")(attended.reshape(x_BTE.shape))
 
     def _heads(self, name: str, x: jax.Array, use_bias: bool = True) -> jax.Array:
-        y = nn.Dense(self.config.dim, use_bias, dtype=self.dtype, name=name)(x)
+        y = _blocks.Dense(self.config.dim, use_bias, dtype=self.dtype, name=name)(x)
         return y.reshape(*y.shape[:-1], self.config.num_heads, -1)
 
     def _relative(self, query_BTHK: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -99,7 +99,7 @@ class BiasGate(nn.Module):
     def __call__(self, x_BTE: jax.Array) -> jax.Array:
         """Factors [B, H, T, 1] of the bias."""
         x_BTHK = x_BTE.reshape(*x_BTE.shape[:2], self.num_heads, -1)
-        logits = nn.Dense(8, dtype=self.dtype, name="projection")(x_BTHK)
+        logits = _blocks.Dense(8, dtype=self.dtype, name="projection")(x_BTHK)
         update_reset = jax.nn.sigmoid(jnp.sum(logits.reshape(*logits.shape[:3], 2, 4), axis=-1))
         scale_H = self.param("scale", nn.initializers.ones, (self.num_heads,))
         gate_BTH = update_reset[..., 0] * (update_reset[..., 1] * scale_H - 1.0) + 2.0

@@ -150,8 +150,8 @@ class EncoderLayer(nn.Module):
         attention = _blocks.Attention(config.num_heads, dtype, key_bias=False, name="attention")
         x_BTE = x_BTE + attention(y)
         y = _blocks.layer_norm(dtype, "ffn_norm")(x_BTE)
-        y = _blocks.gelu(nn.Dense(config.ffn_dim, dtype=dtype, name="ffn_in")(y))
-        return x_BTE + nn.Dense(config.dim, dtype=dtype, name="ffn_out")(y)
+        y = _blocks.gelu(_blocks.Dense(config.ffn_dim, dtype=dtype, name="ffn_in")(y))
+        return x_BTE + _blocks.Dense(config.dim, dtype=dtype, name="ffn_out")(y)
 
 
 class Encoder(nn.Module):

@@ -23,22 +23,13 @@ from flax import linen as nn
 
 from tiny_align_jax.llms._cache import Context, KeyValues, LayerView, read_write
 from tiny_align_jax.llms._rope import rotate
-from tiny_align_jax.types import Array
+from tiny_align_jax.types import Array, QuantisedWeight
 
 _INIT = nn.initializers.normal(stddev=0.02)
 _FEW_ROWS = 2
 # Queries times keys of one new token up to which a GPU takes sums, not dots: a profile with dots shows the layer's
 # keys copied and the scores written, scaled, masked and cast in kernels of their own. Not yet timed.
 _FEW_SCORES = 2**20
-
-
-@runtime_checkable
-class QuantisedWeight(Protocol):
-    """What may stand where a weight matrix [out, in] is expected."""
-
-    def matmul(self, x: Array) -> Array:
-        """x [..., in] times the transposed matrix, in x's dtype, [..., out]."""
-        ...
 
 
 @runtime_checkable
@@ -61,7 +52,7 @@ def dense(params: Mapping[str, Any], x: Array, dtype: Any = None) -> Array:
     """
     weight, dtype = params["weight"], x.dtype if dtype is None else dtype
     if isinstance(weight, QuantisedWeight):
-        y = weight.matmul(x).astype(dtype)
+        y = weight.matmul(x, dtype)
     else:
         y = product(x, weight.astype(x.dtype), dtype)
     return y if "bias" not in params else y + params["bias"].astype(y.dtype)

@@ -20,6 +20,7 @@ import tiny_align_jax
 from tiny_align_jax import registry
 from tiny_align_jax.data import augment, batching, prompts, splits, tokenizer, vocabulary
 from tiny_align_jax.features import extract, hashing
+from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.train import init_from, loop, mixture, optimizer, through_llm
 from tiny_align_jax.train.partition import partition
 from tiny_align_jax.train.step import StepSpec, TrainState, init_state, with_constants
@@ -122,6 +123,7 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
         "llm": {
             "name": config["llm"]["asset"],
             "fingerprint": llm_folder.fingerprint,
+            "quantize": dataclasses.asdict(held_llm(config)),
             "dim": frozen.table_VD.shape[1],
             "out_rms": table_rms,
         },
@@ -252,12 +254,13 @@ def features(
     folder = assets.resolve(section["asset"], cache_dir)
     module, module_config = loading.encoder_config(folder)
     dtype = jnp.dtype(section["dtype"])
+    held = registry.make_config(quantize, section.get("quantize", {}))
     cache, report = extract.extract(
         utterances,
         module,
         module_config,
-        lambda: loading.load_encoder(folder, dtype).params,
-        folder.fingerprint,
+        lambda: loading.load_encoder(folder, dtype, held).params,
+        loading.held_fingerprint(folder, held),
         window_s=section["window_s"],
         cache_dir=features_dir or f"{cache_dir}/features",
         layers=tuple(section["layers"]),
@@ -273,6 +276,7 @@ def features(
         "window_s": section["window_s"],
         "layers": list(section["layers"]),
         "dtype": section["dtype"],
+        "quantize": dataclasses.asdict(held),
         "dim": module_config.dim,
     }
     return cache, report, card
@@ -345,13 +349,19 @@ def load_frozen(
     objective, llm_folder, rows: vocabulary.Vocabulary, config: Mapping[str, Any], words
 ) -> Frozen:
     """The frozen parts that `objective.NEEDS` names: table rows always, the LLM only if asked for."""
-    table = np.asarray(loading.embedding_rows(llm_folder, rows.row_ids), np.float32)
+    held = held_llm(config)
+    table = np.asarray(loading.embedding_rows(llm_folder, rows.row_ids, held), np.float32)
     frozen = Frozen(table_VD=table, row_ids_V=rows.row_ids)
     if "llm" not in objective.NEEDS:
         return frozen
     prompt = prompts.build(registry.make_config(prompts, config["prompt"]), words)
     dtype = jnp.dtype(config["llm"]["dtype"])
-    return through_llm.add_llm(frozen, llm_folder, rows, prompt, dtype)
+    return through_llm.add_llm(frozen, llm_folder, rows, prompt, dtype, held)
+
+
+def held_llm(config: Mapping[str, Any]) -> quantize.Config:
+    """How the run's LLM is held in memory."""
+    return registry.make_config(quantize, config["llm"].get("quantize", {}))
 
 
 def make_reader(spec: StepSpec):

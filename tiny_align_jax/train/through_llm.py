@@ -50,7 +50,12 @@ def vocabulary_tokenizer(objective: ModuleType, kind: str, words: Any) -> Any:
 
 
 def add_llm(
-    frozen: Frozen, folder: Any, rows: vocabulary.Vocabulary, prompt: prompts.Prompt, dtype: Any
+    frozen: Frozen,
+    folder: Any,
+    rows: vocabulary.Vocabulary,
+    prompt: prompts.Prompt,
+    dtype: Any,
+    quantize: Any,
 ) -> Frozen:
     """`frozen` with the LLM's parameters on the device and the ids around the audio.
 
@@ -60,8 +65,9 @@ def add_llm(
         rows: the same table rows, with their strings.
         prompt: around the audio.
         dtype: of the parameters.
+        quantize: how its matrices are held.
     """
-    params = jax.device_put(loading.load_llm(folder, dtype).params)
+    params = jax.device_put(loading.load_llm(folder, dtype, quantize).params)
     return dataclasses.replace(
         frozen,
         llm=params,
@@ -91,7 +97,7 @@ def make_validation(
 ) -> Callable[[PyTree], dict[str, float]]:
     """Parameters -> corpus WER and ROUGE-1 of the LLM's answers to the raw audio tokens."""
     module, config = spec.llm
-    dtype = jax.tree.leaves(frozen.llm)[0].dtype
+    dtype = jax.tree.leaves(frozen.llm["final_norm"])[0].dtype  # matrices may be quantised
     model = decode.LanguageModel(module, config, dtype)
     plain = Llm(model, frozen.llm)
     longest = max(len(words.encode(text.lower())) for text in references.values())

@@ -6,7 +6,8 @@ once. All violations are reported together, before the first byte is read.
 
 import dataclasses
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -84,41 +85,97 @@ def _numbers(numbers: Sequence[str]) -> str:
     return "{" + ",".join(map(str, values)) + "}"
 
 
+class Store(Protocol):
+    """Where one target's tensors go: an array, or a representation of it."""
+
+    value: Any  # what stands in the parameter tree once all is put
+
+    def put(self, source: TensorSource, name: str, layer: int | None, rule: Rule) -> None:
+        """Reads tensor `name` into slot `layer` (None: the only one)."""
+        ...
+
+
+# Sources of a target, its shape, and the rule of one of them -> its store, or None for a plain array.
+MakeStore = Callable[[Sequence[str], jax.ShapeDtypeStruct, Rule], Store | None]
+
+
+class ArrayStore:
+    """A numpy array, allocated untouched and filled in place."""
+
+    def __init__(self, shape: Sequence[int], dtype: np.dtype):
+        self.value = np.empty(shape, dtype)
+
+    def put(self, source: TensorSource, name: str, layer: int | None, rule: Rule) -> None:
+        target = self.value if layer is None else self.value[layer]
+        # casts while copying: no temporary in the target's dtype or layout
+        target[...] = _transform(rule)(source.read(name))
+
+
 def convert(
     source: TensorSource,
     param_map: Sequence[Rule],
     target_shapes: PyTree,
     dtype: np.dtype | type | str | None = None,
+    make_store: MakeStore | None = None,
 ) -> PyTree:
     """Reads a checkpoint into the parameter tree of our model, one tensor at a time.
 
-    Targets are allocated untouched and filled in place, the largest tensor first: its mapped
-    pages are gone again before the total has grown, so peak memory stays near the result's size.
+    Targets are filled in place, the largest tensor first: its mapped pages are gone again before
+    the total has grown, so peak memory stays near the result's size.
 
     Args:
         source: the checkpoint.
         param_map: the family's table (`types.Rule`).
         target_shapes: tree of shapes and dtypes, from `jax.eval_shape` of the model's `init`.
         dtype: of the result's floating-point leaves; None takes `target_shapes`' own.
+        make_store: decides which targets are not plain arrays; None: all are.
 
     Returns:
-        `target_shapes`' tree with numpy arrays.
+        `target_shapes`' tree with numpy arrays, or what other stores hold.
 
     Raises:
         WeightsError: missing, unexpected, doubly matched or wrongly shaped names, all of them.
     """
     shapes = dict(named_leaves(target_shapes))
     assignments = _assign(source, param_map, shapes)
-    arrays = {name: np.empty(s.shape, _dtype(s.dtype, dtype)) for name, s in shapes.items()}
+    stores = {
+        name: (make_store and make_store(names, shapes[name], rule))
+        or ArrayStore(shapes[name].shape, _dtype(shapes[name].dtype, dtype))
+        for name, (names, rule) in _by_target(assignments).items()
+    }
     for a in sorted(assignments, key=lambda a: -int(np.prod(source.shape(a.source)))):
-        _fill(arrays[a.target], a, source)
-    return jax.tree.unflatten(jax.tree.structure(target_shapes), list(arrays.values()))
+        stores[a.target].put(source, a.source, a.layer, a.rule)
+    return _tree(target_shapes, {name: store.value for name, store in stores.items()})
 
 
-def _fill(array: np.ndarray, assignment: _Assignment, source: TensorSource) -> None:
-    target = array if assignment.layer is None else array[assignment.layer]
-    # casts while copying: no temporary in the target's dtype or layout
-    target[...] = _transform(assignment.rule)(source.read(assignment.source))
+def shapes_of(
+    source: TensorSource,
+    param_map: Sequence[Rule],
+    target_shapes: PyTree,
+    dtype: np.dtype | type | str | None = None,
+    make_store: MakeStore | None = None,
+) -> PyTree:
+    """Shapes and dtypes of what `convert` returns; `make_store`'s values have to be such themselves."""
+    shapes = dict(named_leaves(target_shapes))
+    values = {}
+    for name, (names, rule) in _by_target(_assign(source, param_map, shapes)).items():
+        store = make_store and make_store(names, shapes[name], rule)
+        plain = jax.ShapeDtypeStruct(shapes[name].shape, _dtype(shapes[name].dtype, dtype))
+        values[name] = store.value if store else plain
+    return _tree(target_shapes, values)
+
+
+def _by_target(assignments: Sequence[_Assignment]) -> dict[str, tuple[list[str], Rule]]:
+    """Source names of every target, and the rule of one of them."""
+    found: dict[str, tuple[list[str], Rule]] = {}
+    for a in assignments:
+        found.setdefault(a.target, ([], a.rule))[0].append(a.source)
+    return found
+
+
+def _tree(target_shapes: PyTree, values: Mapping[str, Any]) -> PyTree:
+    names = [name for name, _ in named_leaves(target_shapes)]
+    return jax.tree.unflatten(jax.tree.structure(target_shapes), [values[n] for n in names])
 
 
 def _assign(

@@ -117,9 +117,13 @@ class GGUFSource:
         """Dtype that `read` returns: the stored one, float32 for quantised blocks."""
         return _FLOATS.get(self._tensor(name).kind, np.dtype(np.float32))
 
+    def kind(self, name: str) -> gguf.GGMLQuantizationType:
+        """How the tensor is stored."""
+        return self._tensor(name).kind
+
     def is_quantised(self, name: str) -> bool:
         """Whether the tensor is stored in quantised blocks."""
-        return self._tensor(name).kind not in _FLOATS
+        return self.kind(name) not in _FLOATS
 
     def read(self, name: str) -> np.ndarray:
         """One tensor, dequantised, in Hugging Face's row order."""
@@ -139,11 +143,13 @@ class GGUFSource:
         """
         return select_rows(name, self.shape(name), ids, lambda ids: self._rows(name, ids))
 
-    def raw(self, name: str) -> RawTensor:
-        """One matrix as stored, for a reader that keeps it quantised."""
+    def raw(self, name: str, ids: np.ndarray | None = None) -> RawTensor:
+        """Rows `ids` (None: all) of a matrix as stored, for a reader that keeps it quantised."""
         _, _, kind, shape = self._tensor(name)
         data, order = self._bytes(name), self._row_order(name)
-        return RawTensor(data if order is None else data[order], kind, shape)
+        if ids is None:
+            return RawTensor(data if order is None else data[order], kind, shape)
+        return RawTensor(data[ids if order is None else order[ids]], kind, (len(ids), *shape[1:]))
 
     def get(self, key: str, default: Any = None) -> Any:
         """Metadata of this architecture, e.g. `get('attention.head_count')`."""
@@ -168,9 +174,8 @@ class GGUFSource:
         return np.fromfile(self.path, np.float32, count=shape[0], offset=offset)
 
     def _rows(self, name: str, ids: np.ndarray) -> np.ndarray:
-        order = self._row_order(name)
-        stored = self._bytes(name)[ids if order is None else order[ids]]
-        return self._dequantise(name, stored).reshape(len(ids), self.shape(name)[1])
+        stored = self.raw(name, ids)
+        return self._dequantise(name, stored.data).reshape(stored.shape)
 
     def _bytes(self, name: str) -> np.ndarray:
         """Memory map of the stored bytes, uint8 [rows, bytes a row], in the file's row order."""

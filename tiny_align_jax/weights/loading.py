@@ -14,12 +14,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from tiny_align_jax import registry
+from tiny_align_jax.quantize import config as quantize_config
 from tiny_align_jax.types import SAMPLE_RATE_HZ, Array, PyTree, Rule, WeightsError
-from tiny_align_jax.weights.convert import convert
+from tiny_align_jax.weights import quantised
+from tiny_align_jax.weights.convert import convert, shapes_of
 from tiny_align_jax.weights.folder import ModelFolder
+from tiny_align_jax.weights.source import TensorSource
 
-_EMBEDDING = "embedder/embedding"  # where every LLM family keeps its input table
-_HEAD = "head/weight"  # and its output matrix, unless that is the table again
+_FLOAT = quantize_config.Config()
 _PROBE_SAMPLES = SAMPLE_RATE_HZ  # parameters do not depend on the length of the input
 
 
@@ -40,25 +42,57 @@ class Loaded:
     fingerprint: str
 
 
-def load_encoder(folder: ModelFolder, dtype: Any = jnp.float32) -> Loaded:
+def load_encoder(
+    folder: ModelFolder, dtype: Any = jnp.float32, quantize: quantize_config.Config = _FLOAT
+) -> Loaded:
     """The speech encoder in `folder`.
 
     Args:
         folder: from `assets.resolve`.
         dtype: of parameters.
+        quantize: how matrices are held.
 
     Raises:
         ConfigError: config.json asks for what the family does not handle.
         WeightsError: no family reads the folder, or its tensors do not fit.
     """
     module, config = encoder_config(folder)
-    return _load(folder, module, config, encoder_shapes(module, config), dtype)
+    return _load(folder, module, config, encoder_shapes(module, config), dtype, quantize)
 
 
-def load_llm(folder: ModelFolder, dtype: Any = jnp.float32) -> Loaded:
+def load_llm(
+    folder: ModelFolder, dtype: Any = jnp.float32, quantize: quantize_config.Config = _FLOAT
+) -> Loaded:
     """The LLM in `folder`; arguments and errors as `load_encoder`."""
     module, config = llm_config(folder)
-    return _load(folder, module, config, llm_shapes(module, config), dtype)
+    return _load(folder, module, config, llm_shapes(module, config), dtype, quantize)
+
+
+def held_fingerprint(folder: ModelFolder, quantize: quantize_config.Config) -> str:
+    """Fingerprint of the weights as they are held; of floats, the folder's own."""
+    return folder.fingerprint + (f"+{quantize.tag}" if quantize.tag else "")
+
+
+def held_shapes(
+    folder: ModelFolder,
+    kind: str,
+    dtype: Any = jnp.float32,
+    quantize: quantize_config.Config = _FLOAT,
+) -> PyTree:
+    """Shapes and dtypes of what `load_encoder` (kind 'encoders') or `load_llm` ('llms') will return.
+
+    Reads the file's table of contents and allocates nothing; `sum(x.size * x.dtype.itemsize)` over
+    the leaves is what the weights take.
+    """
+    read, shapes = {
+        "encoders": (encoder_config, encoder_shapes),
+        "llms": (llm_config, llm_shapes),
+    }[kind]
+    module, config = read(folder)
+    source = quantised.source_of(folder, quantize)
+    make_store = _make_store(source, dtype, quantize, allocate=False)
+    rules = _rules(module, config)
+    return shapes_of(source, rules, shapes(module, config), np.dtype(dtype), make_store)
 
 
 def encoder_config(folder: ModelFolder) -> tuple[ModuleType, Any]:
@@ -73,16 +107,23 @@ def llm_config(folder: ModelFolder) -> tuple[ModuleType, Any]:
     return module, module.config_from_hf(folder.config)
 
 
-def embedding_rows(folder: ModelFolder, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+def embedding_rows(
+    folder: ModelFolder,
+    ids: Sequence[int] | np.ndarray,
+    quantize: quantize_config.Config = _FLOAT,
+) -> np.ndarray:
     """Rows of the LLM's input table as its first layer sees them, [len(ids), D] float32.
 
-    Only those rows are read from the memory map; the LLM's body is never touched.
+    Only those rows are read from the memory map; the LLM's body is never touched. Of a quantised LLM,
+    they are the rows that its quantised table gives.
 
     Raises:
+        ConfigError: GGUF blocks of a folder without them.
         WeightsError: an id outside the table, or no family reads the folder.
     """
     module, config = llm_config(folder)
-    rows = folder.source().rows(_embedding_name(folder, module), ids).astype(np.float32)
+    source = quantised.source_of(folder, quantize)
+    rows = quantised.table_rows(source, _embedding_name(folder, source, module), ids, quantize)
     table = {"embedder": {"embedding": jnp.asarray(rows)}}
     return np.asarray(module.embed(config, table, jnp.arange(len(rows))), np.float32)
 
@@ -121,13 +162,28 @@ def llm_shapes(module: ModuleType, config: Any) -> PyTree:
 
 
 def _load(
-    folder: ModelFolder, module: ModuleType, config: Any, shapes: PyTree, dtype: Any
+    folder: ModelFolder,
+    module: ModuleType,
+    config: Any,
+    shapes: PyTree,
+    dtype: Any,
+    quantize: quantize_config.Config,
 ) -> Loaded:
+    source = quantised.source_of(folder, quantize)
+    make_store = _make_store(source, dtype, quantize)
     try:
-        params = convert(folder.source(), _rules(module, config), shapes, np.dtype(dtype))
+        params = convert(source, _rules(module, config), shapes, np.dtype(dtype), make_store)
     except WeightsError as error:
         raise WeightsError(f"{folder.path} as {module.__name__}: {error}") from error
     return Loaded(module, config, params, folder.fingerprint)
+
+
+def _make_store(
+    source: TensorSource, dtype: Any, quantize: quantize_config.Config, allocate: bool = True
+) -> Any:
+    if quantize.is_float:
+        return None
+    return quantised.make_store(source, quantize, dtype, allocate=allocate)
 
 
 def _rules(module: ModuleType, config: Any) -> tuple[Rule, ...]:
@@ -135,16 +191,15 @@ def _rules(module: ModuleType, config: Any) -> tuple[Rule, ...]:
     if not getattr(config, "tied_head", False):
         return module.PARAM_MAP
     return tuple(
-        dataclasses.replace(rule, target=None) if rule.target == _HEAD else rule
+        dataclasses.replace(rule, target=None) if rule.target == quantised.HEAD else rule
         for rule in module.PARAM_MAP
     )
 
 
-def _embedding_name(folder: ModelFolder, module: ModuleType) -> str:
-    patterns = [rule.source for rule in module.PARAM_MAP if rule.target == _EMBEDDING]
-    names = [n for n in folder.source().names() if any(re.fullmatch(p, n) for p in patterns)]
+def _embedding_name(folder: ModelFolder, source: TensorSource, module: ModuleType) -> str:
+    target = quantised.EMBEDDING
+    patterns = [rule.source for rule in module.PARAM_MAP if rule.target == target]
+    names = [n for n in source.names() if any(re.fullmatch(p, n) for p in patterns)]
     if len(names) != 1:
-        raise WeightsError(
-            f"{folder.path}: expected one tensor for {_EMBEDDING}, found {names or 'none'}"
-        )
+        raise WeightsError(f"{folder.path}: expected one tensor for {target}, found {names or 'none'}")
     return names[0]
