@@ -42,7 +42,9 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
             "window_s": 10.24,  # every utterance is padded to it; part of the cache key
             "layers": (-1,),  # hidden states kept as features; -1 is the last
             "dtype": "float32",
-            "quantize": from_dataclass(quantize.Config()),  # e.g. --config.encoder.quantize.weights=int8
+            "quantize": from_dataclass(
+                quantize.Config()
+            ),  # e.g. --config.encoder.quantize.weights=int8
         }
     )
     config.features = ConfigDict(

@@ -50,9 +50,7 @@ class Dense(nn.Module):
             kernel = self.param("kernel", init, (x.shape[-1], self.features))
             y = x @ jnp.asarray(kernel, x.dtype)
         if self.use_bias:
-            y += jnp.asarray(
-                self.param("bias", nn.initializers.zeros, (self.features,)), y.dtype
-            )
+            y += jnp.asarray(self.param("bias", nn.initializers.zeros, (self.features,)), y.dtype)
         return y
 
 

@@ -203,7 +203,9 @@ class Attention(nn.Module):
         attended = jax.nn.dot_product_attention(
             query_BTHK, key_BTHK, value_BTHK, bias=bias_BHTT, mask=mask_BT[:, None, None, :]
         )
-        return _blocks.Dense(config.dim, dtype=self.dtype, name="out")(attended.reshape(x_BTE.shape))
+        return _blocks.Dense(config.dim, dtype=self.dtype, name="out")(
+            attended.reshape(x_BTE.shape)
+        )
 
     def _heads(self, name: str, x: jax.Array, use_bias: bool = True) -> jax.Array:
         y = _blocks.Dense(self.config.dim, use_bias, dtype=self.dtype, name=name)(x)

@@ -201,5 +201,7 @@ def _embedding_name(folder: ModelFolder, source: TensorSource, module: ModuleTyp
     patterns = [rule.source for rule in module.PARAM_MAP if rule.target == target]
     names = [n for n in source.names() if any(re.fullmatch(p, n) for p in patterns)]
     if len(names) != 1:
-        raise WeightsError(f"{folder.path}: expected one tensor for {target}, found {names or 'none'}")
+        raise WeightsError(
+            f"{folder.path}: expected one tensor for {target}, found {names or 'none'}"
+        )
     return names[0]
