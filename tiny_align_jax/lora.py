@@ -37,13 +37,14 @@ class AdaptedWeight:
     down: Array
     up: Array
 
-    def matmul(self, x: Array) -> Array:
-        """x [..., in] times the adapted matrix transposed, [..., out] in x's dtype."""
+    def matmul(self, x: Array, dtype: Any = None) -> Array:
+        """x [..., in] times the adapted matrix transposed, [..., out] in `dtype` (None: x's)."""
         if hasattr(self.weight, "matmul"):
             frozen = self.weight.matmul(x)
         else:
             frozen = _product(x, self.weight)
-        return frozen + SCALE * _product(_product(x, self.down), self.up)
+        adapted = frozen + SCALE * _product(_product(x, self.down), self.up)
+        return adapted if dtype is None else adapted.astype(dtype)
 
 
 def init(key: Array, llm_params: PyTree, rank: int) -> PyTree:

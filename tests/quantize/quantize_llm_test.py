@@ -1,6 +1,7 @@
 """Whole models with quantised matrices: loading, logits, memory, decoding, the rows of the table."""
 
 import json
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -186,7 +187,7 @@ def test_an_encoder_in_int8_hears_nearly_the_same(key):
     class Source:
         """The tree as a checkpoint: 'a/b/kernel' [in, out] is stored as [out, in]."""
 
-        arrays = {name: leaf for name, leaf in convert.named_leaves(params)}
+        arrays: ClassVar = dict(convert.named_leaves(params))
 
         def _layers(self, name):
             return name.startswith("layers/")

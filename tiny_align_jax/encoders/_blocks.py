@@ -44,7 +44,7 @@ class Dense(nn.Module):
         # flax's check of stored shapes only knows arrays, so a quantised kernel goes round it.
         kernel = self.get_variable("params", "kernel")
         if isinstance(kernel, QuantisedWeight):
-            y = kernel.matmul(x)
+            y = jnp.asarray(kernel.matmul(x))
         else:
             init = nn.initializers.lecun_normal()
             kernel = self.param("kernel", init, (x.shape[-1], self.features))

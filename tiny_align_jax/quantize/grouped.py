@@ -49,6 +49,11 @@ class Grouped:
     zero: int = flax.struct.field(pytree_node=False, default=0)
     dtype: str = flax.struct.field(pytree_node=False, default="float32")
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """[..., out, in] of the matrix that it stands for."""
+        return (*self.codes.shape[:-1], self.codes.shape[-1] * (8 // self.bits))
+
     def matmul(self, x: Array, dtype: Any = None) -> Array:
         """x [..., in] times the transposed matrix, summed in float32; in `dtype` (None: x's)."""
         x = jnp.asarray(x)

@@ -122,7 +122,7 @@ class _GroupedStore:
         allocate: bool,
     ):
         self._layout, self._is_native = chosen, is_native
-        make = np.empty if allocate else jax.ShapeDtypeStruct
+        make: Any = np.empty if allocate else jax.ShapeDtypeStruct
         self._leaves = {name: make(s, kind) for name, (s, kind) in chosen.leaves(shape).items()}
         self.value = grouped.from_leaves(self._leaves, chosen, dtype)
 
