@@ -27,6 +27,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "embedlink_ctc": (("smollm2",), ("smollm2_tiny_en",)),
     "next_token": (("llama1b",), ("smollm2_tiny_en",)),
     "decode": (("llama1b", "smollm2"), ("smollm2_tiny_en",)),
+    "decode_quantised": (("llama1b",), ("smollm2_tiny_en",)),
     "encoder": (("smollm2",), ("smollm2_tiny_en",)),
     "corpus": (("smollm2",), ("smollm2_tiny_en",)),
     "startup": (("smollm2",), ("smollm2_tiny_en",)),
@@ -131,6 +132,7 @@ def _case(case: str, settings: Settings, command: Sequence[str]) -> Callable:
     from tiny_align_jax import (
         benchmark_decode,
         benchmark_features,
+        benchmark_quantised,
         benchmark_startup,
         benchmark_steps,
         benchmark_timing,
@@ -151,6 +153,7 @@ def _case(case: str, settings: Settings, command: Sequence[str]) -> Callable:
         "embedlink_ctc": benchmark_steps.embedlink_ctc,
         "next_token": benchmark_steps.next_token,
         "decode": benchmark_decode.decode,
+        "decode_quantised": benchmark_quantised.decode_quantised,
         "encoder": benchmark_features.encoder,
         "corpus": corpus,
         "startup": startup,

@@ -8,6 +8,7 @@ from tiny_align_jax.benchmark_profile import kernels
 from tiny_align_jax.benchmark_sizes import Size
 from tiny_align_jax.benchmark_steps import random_llm
 from tiny_align_jax.benchmark_timing import Row, is_accelerator, measure, per, tree_bytes
+from tiny_align_jax.types import PyTree
 
 _NEVER = -2  # a stop id that nothing draws: every answer runs to its end
 
@@ -19,10 +20,15 @@ def decode(size: Size, size_name: str) -> list[Row]:
     dtype = jnp.bfloat16 if is_accelerator() else jnp.float32
     model = decode_loop.LanguageModel(family, config, dtype)
     params = random_llm(family, config, dtype)
-    return [_batch(size, size_name, model, params, batch) for batch in size.decode.batch_sizes]
+    num_params = sum(x.size for x in jax.tree.leaves(params))
+    return [
+        generate(size, size_name, model, params, num_params, batch)
+        for batch in size.decode.batch_sizes
+    ]
 
 
-def _batch(size: Size, size_name: str, model, params, batch: int) -> Row:
+def generate(size: Size, size_name: str, model, params: PyTree, num_params: int, batch: int) -> Row:
+    """Seconds a token; matrices of `params`, `num_params` numbers in all, may be quantised."""
     shape = size.decode
     sampling = decode_loop.Sampling(shape.new_tokens, 0.0, 0, 1.0)
     stops = jnp.array([_NEVER], jnp.int32)
@@ -47,7 +53,6 @@ def _batch(size: Size, size_name: str, model, params, batch: int) -> Row:
     cache_bytes = tree_bytes({k: state.cache[k] for k in ("k", "v")})
     slots = shape.prompt_tokens + shape.new_tokens
     held = shape.prompt_tokens + shape.new_tokens / 2  # slots filled half way through the answer
-    num_params = sum(x.size for x in jax.tree.leaves(params))
     return Row(
         case="decode",
         size=size_name,

@@ -117,7 +117,9 @@ def test_all_forms_of_the_product_agree(name, dtype):
         "chosen": lambda w, x: w.matmul(x, jnp.float32),
     }
     for form, function in forms.items():
-        np.testing.assert_allclose(function(weight, x), want, atol=tolerance, err_msg=form)
+        for held in (weight, grouped.words(weight)):
+            np.testing.assert_allclose(function(held, x), want, atol=tolerance, err_msg=form)
+            assert held.shape == (24, 256)
     assert weight.matmul(x).dtype == dtype and weight.attend(x).dtype == jnp.float32
 
 

@@ -89,8 +89,10 @@ def product(x: Array, weight: Array, dtype: Any) -> Array:
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
 def _dot(x: Array, weight: Array, dtype: Any) -> Array:
-    contract = (((x.ndim - 1,), (1,)), ((), ()))
-    return jax.lax.dot_general(x, weight, contract, preferred_element_type=dtype)
+    # Transposed by name, not by the numbers of the contracted axes: so XLA's CPU back end reads a layer
+    # out of the stack inside the product; else it copies it first (SmolLM2-135M, 1 row: 32 against 55 ms).
+    contract = (((x.ndim - 1,), (0,)), ((), ()))
+    return jax.lax.dot_general(x, weight.T, contract, preferred_element_type=dtype)
 
 
 def _dot_fwd(x: Array, weight: Array, dtype: Any):

@@ -10,7 +10,6 @@ No form ever holds more than one dequantised matrix, or a block of the table.
 
 import functools
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import flax.struct
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tiny_align_jax.quantize.layout import Layout
-from tiny_align_jax.types import Array
+from tiny_align_jax.types import Array, PyTree
 
 _FEW_ROWS = 2  # tokens up to which the form for single tokens is faster on GPUs
 _CPU_BLOCK_BYTES = 512 * 1024  # of float32: half of a core's second-level cache
@@ -31,7 +30,8 @@ class Grouped:
     """A matrix [out, in]; with a leading axis of layers, which a scan slices off, on every array.
 
     Attributes:
-        codes: int8 [out, in], or two 4-bit codes a byte, uint8 [out, in / 2].
+        codes: int8 [out, in], or two 4-bit codes a byte, uint8 [out, in / 2]; or the same bytes four
+            at a time, uint32 (`words`).
         scale: of every group, [out, in / group].
         minimum: added to every group, or None.
         outer_scale, outer_minimum: what `scale` and `minimum` are multiplied by, or None.
@@ -52,17 +52,15 @@ class Grouped:
     @property
     def shape(self) -> tuple[int, ...]:
         """[..., out, in] of the matrix that it stands for."""
-        return (*self.codes.shape[:-1], self.codes.shape[-1] * (8 // self.bits))
+        each = 8 * np.dtype(self.codes.dtype).itemsize // self.bits
+        return (*self.codes.shape[:-1], self.codes.shape[-1] * each)
 
     def matmul(self, x: Array, dtype: Any = None) -> Array:
         """x [..., in] times the transposed matrix, summed in float32; in `dtype` (None: x's)."""
         x = jnp.asarray(x)
         rows = x.reshape(-1, x.shape[-1])
-        if len(rows) <= _FEW_ROWS:
-            forms = {"cuda": _fused, "rocm": _fused}
-        else:
-            forms = dict.fromkeys(("cuda", "rocm"), _on_gpu)
-        y = jax.lax.platform_dependent(self, rows, default=_on_cpu, **forms)
+        form = _fused if len(rows) <= _FEW_ROWS else _on_gpu
+        y = jax.lax.platform_dependent(self, rows, cuda=form, rocm=form, default=_on_cpu)
         return y.reshape(*x.shape[:-1], -1).astype(x.dtype if dtype is None else dtype)
 
     def attend(self, x: Array) -> Array:
@@ -78,46 +76,73 @@ class Grouped:
 
     def dequantise(self) -> Array:
         """The whole matrix, float32 [out, in]."""
-        planes = [values for values in self._planes()]
+        planes = _planes(self, _byte_codes(self))
         if self.bits == 8:
             return planes[0]
         runs = [plane.reshape(len(plane), -1, 1, self.half) for plane in planes]
         return jnp.concatenate(runs, axis=2).reshape(len(planes[0]), -1)
 
-    def _planes(self) -> Iterator[Array]:
-        """The matrix float32 in parts of which each is one run of operations over the codes.
-
-        One part [out, in] for 8 bits; low, then high nibbles [out, in / 2] for 4.
-        """
-        scale = _product(self.scale, self.outer_scale)
-        minimum = None if self.minimum is None else _product(self.minimum, self.outer_minimum)
-        num_parts = 8 // self.bits
-        group = num_parts * self.codes.shape[-1] // scale.shape[-1]
-        # A group of one run's length lies in one nibble; longer groups lie in both.
-        step = 1 if self.bits == 8 or group > self.half else 2
-        for k in range(num_parts):
-            codes = self.codes
-            if self.bits == 4:
-                codes = jnp.right_shift(codes, 4) if k else jnp.bitwise_and(codes, 15)
-            part = functools.partial(_every, offset=k % step, step=step)
-            yield _values(codes, self.zero, part(scale), None if minimum is None else part(minimum))
-
-    def _inputs(self, x: Array) -> list[Array]:
-        """x [R, in] in parts that fit `_planes`."""
-        if self.bits == 8:
-            return [x]
-        runs = x.reshape(len(x), -1, 2, self.half)
-        return [runs[:, :, k].reshape(len(x), -1) for k in range(2)]
-
 
 def from_leaves(leaves: dict[str, Any], layout: Layout, dtype: Any) -> Grouped:
-    """The matrix of arrays (or shapes) named as in `Layout.leaves`."""
+    """The matrix of arrays (or their shapes) named as in `Layout.leaves`."""
     name = np.dtype(dtype).name
     return Grouped(**leaves, bits=layout.bits, half=layout.half, zero=layout.zero, dtype=name)
 
 
-def _product(inner: Array, outer: Array | None) -> Array:
-    """Float32 scales [out, groups]."""
+def _byte_codes(weight: Grouped) -> list[Array]:
+    """Codes in the parts that bytes give: all [out, in], or low, then high nibbles [out, in / 2]."""
+    codes = jnp.asarray(weight.codes)
+    if codes.dtype == jnp.uint32:
+        kind = jnp.int8 if weight.bits == 8 else jnp.uint8
+        codes = jax.lax.bitcast_convert_type(codes, kind).reshape(len(codes), -1)
+    return [codes] if weight.bits == 8 else [codes & 15, codes >> 4]
+
+
+def _word_codes(weight: Grouped) -> list[Array]:
+    """Codes in the parts that words give: byte by byte, low before high nibbles, [out, words]."""
+    words = jnp.asarray(weight.codes)
+    if weight.bits == 4:
+        return [words >> shift & 15 for byte in range(4) for shift in (8 * byte, 8 * byte + 4)]
+    # Shifted up and, with its sign, down again.
+    return [words.astype(jnp.int32) << (24 - 8 * byte) >> 24 for byte in range(4)]
+
+
+def _planes(weight: Grouped, parts: list[Array]) -> list[Array]:
+    """Float32 values of the codes in `parts`."""
+    scale = _product(weight.scale, weight.outer_scale)
+    minimum = _product(weight.minimum, weight.outer_minimum)
+    group = weight.shape[-1] // scale.shape[-1]
+    # A group of one run's length lies in one nibble; longer groups lie in both.
+    step = 2 if weight.bits == 4 and group <= weight.half else 1
+    planes = []
+    for k, codes in enumerate(parts):
+        scales, minima = (_every(values, k % step, step) for values in (scale, minimum))
+        planes.append(_values(codes, weight.zero, scales, minima))
+    return planes
+
+
+def words(tree: PyTree) -> PyTree:
+    """Numpy parameters, or their shapes, with the codes of every `Grouped` as uint32: the same bytes.
+
+    A GPU loads four bytes at a time as fast as one. A CPU does not compute with them as they lie.
+    """
+
+    def widen(node: Any) -> Any:
+        if not isinstance(node, Grouped) or node.codes.dtype == np.uint32:
+            return node
+        codes = node.codes
+        if isinstance(codes, jax.ShapeDtypeStruct):
+            shape = (*codes.shape[:-1], codes.shape[-1] // 4)
+            return node.replace(codes=jax.ShapeDtypeStruct(shape, np.uint32))
+        return node.replace(codes=np.ascontiguousarray(codes).view("<u4"))
+
+    return jax.tree.map(widen, tree, is_leaf=lambda node: isinstance(node, Grouped))
+
+
+def _product(inner: Any, outer: Any) -> Any:
+    """Float32 scales [out, groups]; None of None."""
+    if inner is None:
+        return None
     inner = jnp.asarray(inner).astype(jnp.float32)
     if outer is None:
         return inner
@@ -126,12 +151,16 @@ def _product(inner: Array, outer: Array | None) -> Array:
     return spread.reshape(inner.shape)
 
 
-def _every(scales: Array, offset: int, step: int) -> Array:
-    """Scales of one nibble's groups."""
-    return scales if step == 1 else scales.reshape(len(scales), -1, step)[:, :, offset]
+def _every(scales: Any, offset: int, step: int) -> Any:
+    """Scales of one nibble's groups; None of None."""
+    if scales is None or step == 1:
+        return scales
+    return scales.reshape(len(scales), -1, step)[:, :, offset]
 
 
-def _values(codes: Array, zero: int, scale: Array, minimum: Array | None) -> Array:
+def _values(codes: Array, zero: int, scale: Array, minimum: Any) -> Array:
+    if codes.dtype == jnp.uint32:
+        codes = codes.astype(jnp.int32)  # below 16; the signed conversion is one instruction
     grouped = codes.reshape(*scale.shape, -1).astype(jnp.float32)
     if zero:
         grouped -= zero
@@ -141,27 +170,43 @@ def _values(codes: Array, zero: int, scale: Array, minimum: Array | None) -> Arr
     return grouped.reshape(codes.shape)
 
 
+def _byte_inputs(weight: Grouped, x: Array) -> list[Array]:
+    """x [R, in] in parts that go with `_byte_codes`."""
+    if weight.bits == 8:
+        return [x]
+    runs = x.reshape(len(x), -1, 2, weight.half)
+    return [runs[:, :, k].reshape(len(x), -1) for k in range(2)]
+
+
+def _word_inputs(weight: Grouped, x: Array) -> list[Array]:
+    """x [R, in] in parts that go with `_word_codes`."""
+    parts = [part.reshape(len(x), -1, 4) for part in _byte_inputs(weight, x)]
+    return [part[:, :, byte] for byte in range(4) for part in parts]
+
+
 def _fused(weight: Grouped, x: Array) -> Array:
     """[R, out] float32 as one sum of products a row."""
-    planes = list(weight._planes())
-    parts = weight._inputs(x.astype(jnp.float32))
-    rows = [
-        jnp.sum(sum(p[r] * plane for p, plane in zip(parts, planes, strict=True)), axis=-1)
-        for r in range(len(x))
-    ]
+    has_words = weight.codes.dtype == jnp.uint32
+    planes = _planes(weight, (_word_codes if has_words else _byte_codes)(weight))
+    inputs = (_word_inputs if has_words else _byte_inputs)(weight, x.astype(jnp.float32))
+    rows = []
+    for r in range(len(x)):
+        products = [part[r] * plane for part, plane in zip(inputs, planes, strict=True)]
+        rows.append(jnp.sum(functools.reduce(jnp.add, products), axis=-1))
     return jnp.stack(rows)
 
 
 def _dot(weight: Grouped, x: Array) -> Array:
     """[R, out] float32 by dequantising to x's dtype."""
+    planes = _planes(weight, _byte_codes(weight))
     contract = (((1,), (1,)), ((), ()))
     products = [
         jax.lax.dot_general(
             part, plane.astype(x.dtype), contract, preferred_element_type=jnp.float32
         )
-        for part, plane in zip(weight._inputs(x), weight._planes(), strict=True)
+        for part, plane in zip(_byte_inputs(weight, x), planes, strict=True)
     ]
-    return sum(products[1:], start=products[0])
+    return functools.reduce(jnp.add, products)
 
 
 def _blocked(weight: Grouped, x: Array, block_bytes: int) -> Array:

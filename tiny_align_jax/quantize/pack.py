@@ -23,8 +23,9 @@ def quantise(matrix: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
     rows = max(1, _BLOCK_VALUES // matrix.shape[1])
     for start in range(0, len(matrix), rows):
         block = np.asarray(matrix[start : start + rows], np.float32)
-        for name, values in _quantise_block(block, layout).items():
-            out[name][start : start + rows] = values
+        with np.errstate(over="ignore", invalid="ignore"):  # reported below
+            for name, values in _quantise_block(block, layout).items():
+                out[name][start : start + rows] = values
     if not all(np.isfinite(out[name]).all() for name in out if name != "codes"):
         raise WeightsError("values that are not finite, or beyond float16, cannot be quantised")
     return out
@@ -42,7 +43,8 @@ def _quantise_block(block: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
     largest = np.take_along_axis(grouped, np.abs(grouped).argmax(-1)[..., None], -1)[..., 0]
     scale = _float16(largest / -layout.zero)
     codes = np.clip(np.rint(_divide(grouped, scale)) + layout.zero, 0, 15).astype(np.uint8)
-    return {"codes": pack_nibbles(codes.reshape(block.shape), layout.half), "scale": scale}
+    packed = pack_nibbles(codes.reshape(block.shape), layout.half)
+    return {"codes": packed, "scale": scale}
 
 
 def _with_minimum(grouped: np.ndarray, layout: Layout) -> dict[str, np.ndarray]:
@@ -62,8 +64,7 @@ def pack_nibbles(codes: np.ndarray, half: int) -> np.ndarray:
 
 
 def _float16(values: np.ndarray) -> np.ndarray:
-    with np.errstate(over="ignore"):  # reported by `quantise`
-        return values.astype(np.float16)
+    return values.astype(np.float16)
 
 
 def _divide(grouped: np.ndarray, scale: np.ndarray) -> np.ndarray:

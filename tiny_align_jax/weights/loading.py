@@ -107,6 +107,23 @@ def llm_config(folder: ModelFolder) -> tuple[ModuleType, Any]:
     return module, module.config_from_hf(folder.config)
 
 
+def held_shapes_of(
+    kind: str,
+    module: ModuleType,
+    config: Any,
+    dtype: Any,
+    quantize: quantize_config.Config = _FLOAT,
+) -> PyTree:
+    """As `held_shapes` for a model that is known by its Config alone.
+
+    Raises:
+        ConfigError: GGUF blocks, which only a file has.
+    """
+    shapes = {"encoders": encoder_shapes, "llms": llm_shapes}[kind](module, config)
+    rules = _rules(module, config)
+    return quantised.shapes_without_file(shapes, rules, quantize, np.dtype(dtype))
+
+
 def embedding_rows(
     folder: ModelFolder,
     ids: Sequence[int] | np.ndarray,

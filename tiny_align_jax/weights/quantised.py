@@ -12,10 +12,11 @@ from absl import logging
 
 from tiny_align_jax.quantize import config as quantize_config
 from tiny_align_jax.quantize import gguf_blocks, grouped, layout, pack
-from tiny_align_jax.types import ConfigError, Rule, WeightsError
+from tiny_align_jax.types import ConfigError, PyTree, Rule, WeightsError
 from tiny_align_jax.weights.convert import MakeStore, Store
 from tiny_align_jax.weights.folder import ModelFolder
 from tiny_align_jax.weights.gguf import GGUFSource
+from tiny_align_jax.weights.safetensors import named_leaves
 from tiny_align_jax.weights.source import TensorSource
 
 GGUF_FILE = "model.gguf"
@@ -56,17 +57,48 @@ def make_store(
     """
 
     def make(sources: Sequence[str], target: jax.ShapeDtypeStruct, rule: Rule) -> Store | None:
-        stacked = "(?P<layer>" in rule.source
-        is_matrix = len(target.shape) - stacked == 2 and rule.transform in _MATRIX_TRANSFORMS
-        if not is_matrix or str(rule.target).rpartition("/")[2] not in _MATRIX_NAMES:
+        shape = _matrix_shape(target, rule)
+        chosen = _choose(source, sources, str(rule.target), config) if shape else None
+        if not shape or not chosen:
             return None
-        chosen = _choose(source, sources, str(rule.target), config)
-        if chosen is None:
-            return None
-        shape = (*target.shape[:stacked], *source.shape(sources[0]))
         return _GroupedStore(*chosen, shape, dtype, allocate)
 
     return make
+
+
+def shapes_without_file(
+    target_shapes: PyTree, rules: Sequence[Rule], config: quantize_config.Config, dtype: Any
+) -> PyTree:
+    """Shapes and dtypes of a model's parameters as `config` holds them, from those of its floats.
+
+    For models of which nobody has a file here: plans, and benchmarks with random weights.
+
+    Raises:
+        ConfigError: 'gguf', which only a file can answer.
+    """
+    if config.weights == quantize_config.GGUF:
+        raise ConfigError("the bytes of quantize.weights='gguf' stand in a file; none was given")
+    by_target = {str(rule.target): rule for rule in reversed(rules)}
+
+    def hold(name: str, leaf: jax.ShapeDtypeStruct) -> Any:
+        shape = None if config.is_float else _matrix_shape(leaf, by_target[name])
+        chosen = _own_layout(shape[-1], name, config) if shape else None
+        if not shape or not chosen:
+            return jax.ShapeDtypeStruct(leaf.shape, dtype)
+        return _GroupedStore(chosen, False, shape, dtype, allocate=False).value
+
+    leaves = [hold(name, leaf) for name, leaf in named_leaves(target_shapes)]
+    return jax.tree.unflatten(jax.tree.structure(target_shapes), leaves)
+
+
+def _matrix_shape(target: jax.ShapeDtypeStruct, rule: Rule) -> tuple[int, ...] | None:
+    """[..., out, in] as stored in files, of a matrix that may be quantised; None of anything else."""
+    stacked = "(?P<layer>" in rule.source
+    is_matrix = len(target.shape) - stacked == 2 and rule.transform in _MATRIX_TRANSFORMS
+    if not is_matrix or str(rule.target).rpartition("/")[2] not in _MATRIX_NAMES:
+        return None
+    *lead, first, second = target.shape
+    return (*lead, second, first) if rule.transform == "linear" else (*lead, first, second)
 
 
 def table_rows(
@@ -92,7 +124,7 @@ def _choose(
     source: TensorSource, names: Sequence[str], target: str, config: quantize_config.Config
 ) -> tuple[layout.Layout, bool] | None:
     """Layout of a target and whether it holds the file's own blocks; None for a float array."""
-    width, kind = source.shape(names[0])[1], config.weights
+    width = source.shape(names[0])[1]
     if isinstance(source, GGUFSource):
         if not any(source.is_quantised(name) for name in names):
             return None
@@ -101,13 +133,15 @@ def _choose(
             return found, True
         stored = ", ".join(sorted(k.name for k in kinds))
         logging.warning("%s is stored as %s; held as int8, re-quantised", target, stored)
-        kind = quantize_config.INT8
-    elif target in (EMBEDDING, HEAD):
-        kind = config.table
-    if kind == quantize_config.FLOAT:
-        return None
-    found = layout.layout_of(width, kind, config)
+    found = _own_layout(width, target, config)
     return found and (found, False)
+
+
+def _own_layout(width: int, target: str, config: quantize_config.Config) -> layout.Layout | None:
+    kind = config.table if target in (EMBEDDING, HEAD) else config.weights
+    if config.weights == quantize_config.GGUF:
+        kind = quantize_config.INT8
+    return None if kind == quantize_config.FLOAT else layout.layout_of(width, kind, config)
 
 
 class _GroupedStore:
