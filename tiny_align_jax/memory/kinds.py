@@ -2,16 +2,16 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from tiny_align_jax import decode
-from tiny_align_jax.memory import stages
+from tiny_align_jax.adapt import fit
+from tiny_align_jax.memory import stages, user_stage
 from tiny_align_jax.memory.budget import Config, Stage
 from tiny_align_jax.memory.shapes import Shapes
 from tiny_align_jax.types import SAMPLE_RATE_HZ
 
-USER_UTTERANCES = 14  # of one user, to personalise with
 _LENGTH_STEP_S = 0.64  # 32 frames of Whisper: what lengths are padded to
 _LONGEST_S = 30.0
 
@@ -69,8 +69,14 @@ def _frames(shapes: Shapes, seconds: float) -> int:
     return shapes.encoder.family.num_frames(shapes.encoder.config, samples)
 
 
-def _user(shapes: Shapes) -> Shapes:
-    return with_work(shapes, num_utterances=min(shapes.work.num_utterances, USER_UTTERANCES))
+def _personalize(shapes: Shapes) -> Mapping[str, Any]:
+    return shapes.config.get("personalize", {})
+
+
+def _with_user_batch(shapes: Shapes, size: int) -> Shapes:
+    sections = _personalize(shapes)
+    changed = {**sections, "fit": {**sections.get("fit", {}), "batch_size": size}}
+    return dataclasses.replace(shapes, config={**shapes.config, "personalize": changed})
 
 
 def _many(shapes: Shapes) -> Shapes:
@@ -97,6 +103,12 @@ _TRAIN_BATCH = Setting(
     lambda shapes: shapes.train.batch_size,
     lambda shapes: min(shapes.work.num_utterances, 1024),
     lambda shapes, n: with_section(shapes, "train", batch_size=n),
+)
+_USER_BATCH = Setting(
+    "fit.batch_size={}".format,
+    lambda shapes: _personalize(shapes).get("fit", {}).get("batch_size", fit.Config().batch_size),
+    lambda shapes: user_stage.NUM_UTTERANCES,
+    lambda shapes, n: _with_user_batch(shapes, n),
 )
 _UTTERANCE_LENGTH = Setting(
     lambda n: f"utterances of at most {n * _LENGTH_STEP_S:.2f} s",
@@ -130,13 +142,7 @@ STAGES = {
     for kind in (
         Kind("features of a corpus", stages.features, _ENCODER_BATCH, _WINDOW),
         Kind("training", stages.training, _TRAIN_BATCH, _UTTERANCE_LENGTH, remedies=(_STREAMED,)),
-        Kind(
-            "personalisation",
-            functools.partial(stages.training, name="personalisation"),
-            _TRAIN_BATCH,
-            _UTTERANCE_LENGTH,
-            adapt=_user,
-        ),
+        Kind("personalisation", user_stage.personalisation, _USER_BATCH, _UTTERANCE_LENGTH),
         Kind("reading", stages.reading, _RECORDINGS, _WINDOW),
         Kind("generation", stages.generation, _ANSWERS, _ANSWER_LENGTH),
         Kind(

@@ -82,27 +82,27 @@ def features(shapes: Shapes, device: Config) -> Stage:
     frames = tree_bytes(shapes.frames(batch, shapes.window_frames))
     ahead = shapes.work.num_workers * pipeline.AHEAD * tree_bytes(shapes.inputs(1))
     parts = (
-        *_process(device),
-        *_weights("encoder", shapes.encoder_params, device),
+        *process(device),
+        *weights("encoder", shapes.encoder_params, device),
         Part("audio of two batches", 2 * audio, 2 * audio),
         Part("frames of the batch before", frames, 2 * frames),
         Part("audio decoded ahead", 0, ahead),
         Part("frames not yet written", 0, 2 * writer.SHARD_BYTES),
-        _encoding(shapes, device, batch),
+        encoding(shapes, device, batch),
     )
     window_s = shapes.config["encoder"]["window_s"]
     return Stage("features of a corpus", f"batch {batch}, window {window_s} s", parts)
 
 
-def training(shapes: Shapes, device: Config, name: str = "training") -> Stage:
-    """Training on cached features; personalisation is the same with one user's utterances."""
+def training(shapes: Shapes, device: Config) -> Stage:
+    """Training on cached features."""
     state, frozen, work = shapes.state, shapes.frozen, shapes.work
     batch = min(shapes.train.batch_size, work.num_utterances)
     table = tree_bytes(shapes.table)
     corpus_parts, steps, args, static = _corpus(shapes, batch)
     program = Compiler(device)(steps, state, frozen, *args, **static)
     parts = [
-        *_process(device, shapes.llm.config.vocab_size),
+        *process(device, shapes.llm.config.vocab_size),
         Part("projector and objective", tree_bytes((state.trainable, state.fixed))),
         Part("optimizer", tree_bytes(state.opt_state)),
         Part("running average", tree_bytes(state.average)),
@@ -111,14 +111,14 @@ def training(shapes: Shapes, device: Config, name: str = "training") -> Stage:
         Part("training step: temporaries", program.num_bytes, 0, "train"),
     ]
     if frozen.llm is not None:
-        parts += _weights("LLM", frozen.llm, device)
+        parts += weights("LLM", frozen.llm, device)
     elif work.validates:
         # The validation hands the table over anew with every batch.
         parts.append(Part("table rows, again", table, 0, "validate"))
-        parts.append(_hearing(shapes, device, VALIDATION_BATCH, "validate"))
+        parts.append(hearing(shapes, device, VALIDATION_BATCH, "validate"))
     parts = [part for part in parts if part.device_bytes or part.host_bytes]
     setting = f"{work.num_utterances} utterances, batch {batch}, {shapes.bucket_frames} frames"
-    return Stage(name, setting, tuple(parts))
+    return Stage("training", setting, tuple(parts))
 
 
 def reading(shapes: Shapes, device: Config) -> Stage:
@@ -126,12 +126,12 @@ def reading(shapes: Shapes, device: Config) -> Stage:
     recordings = shapes.work.num_recordings
     table, state = tree_bytes(shapes.table), shapes.state
     parts = (
-        *_process(device, shapes.llm.config.vocab_size),
-        *_weights("encoder", shapes.encoder_params, device),
+        *process(device, shapes.llm.config.vocab_size),
+        *weights("encoder", shapes.encoder_params, device),
         Part("projector and objective", tree_bytes((state.trainable, state.fixed))),
-        Part("table rows", table, table),
-        _encoding(shapes, device, recordings),
-        _hearing(shapes, device, HEARD_BATCH, "hear"),
+        Part("table rows", table),
+        encoding(shapes, device, recordings),
+        hearing(shapes, device, HEARD_BATCH, "hear"),
     )
     setting = f"batches of {recordings} and {HEARD_BATCH}, {shapes.bucket_frames} frames"
     return Stage("reading", setting, parts)
@@ -150,14 +150,14 @@ def generation(shapes: Shapes, device: Config, name: str = "generation") -> Stag
     kv = tree_bytes(shapes.answers(shapes.llm.dtype))
     table, state = tree_bytes(shapes.table), shapes.state
     parts = (
-        *_process(device, shapes.llm.config.vocab_size),
-        *_weights("LLM", shapes.llm_params, device),
-        *_weights("encoder", shapes.encoder_params, device),
+        *process(device, shapes.llm.config.vocab_size),
+        *weights("LLM", shapes.llm_params, device),
+        *weights("encoder", shapes.encoder_params, device),
         Part("projector and objective", tree_bytes((state.trainable, state.fixed))),
-        Part("table rows", table, table),
+        Part("table rows", table),
         Part("KV cache, shared part", tree_bytes(shapes.prompt(shapes.llm.dtype)[0])),
-        _encoding(shapes, device, work.num_recordings),
-        _hearing(shapes, device, min(work.num_answers, HEARD_BATCH), "hear"),
+        encoding(shapes, device, work.num_recordings),
+        hearing(shapes, device, min(work.num_answers, HEARD_BATCH), "hear"),
         # While a prompt is read, the answers of the batch before are still held.
         Part("KV cache", kv if work.num_answers == 1 else 2 * kv, 0, "read the prompt"),
         Part("LLM: temporaries", read.temporary_bytes, 0, "read the prompt"),
@@ -173,7 +173,8 @@ def tree_bytes(tree: PyTree) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
-def _process(device: Config, vocab_size: int = 0) -> list[Part]:
+def process(device: Config, vocab_size: int = 0) -> list[Part]:
+    """The process itself, with the tokenizer of an LLM if it is needed."""
     platform = "cpu" if device.on_cpu else "gpu"
     parts = [
         Part("Python, JAX and libraries", 0, PROCESS_BYTES[platform]),
@@ -185,11 +186,11 @@ def _process(device: Config, vocab_size: int = 0) -> list[Part]:
     return parts
 
 
-def _weights(name: str, params: PyTree, device: Config) -> list[Part]:
+def weights(name: str, params: PyTree, device: Config, moment: str = "") -> list[Part]:
     """Weights, and their copy on the way: an accelerator gets one, a CPU uses what was read."""
     size = tree_bytes(params)
     return [
-        Part(name, size),
+        Part(name, size, 0, moment),
         Part(f"{name}, as read", 0, 0 if device.on_cpu else size, f"load {name}"),
     ]
 
@@ -215,7 +216,8 @@ def _corpus(shapes: Shapes, batch: int) -> tuple[list[Part], Callable, tuple, di
     return parts, step.make_stream_steps(shapes.spec), (group,), {}
 
 
-def _encoding(shapes: Shapes, device: Config, batch: int) -> Part:
+def encoding(shapes: Shapes, device: Config, batch: int) -> Part:
+    """What the encoder takes while it runs, beside its weights."""
     compiler = Compiler(device)
     dtype = compiler.dtype(shapes.encoder.dtype)
     encoder = shapes.encoder.family.Encoder(shapes.encoder.config, dtype)
@@ -224,7 +226,8 @@ def _encoding(shapes: Shapes, device: Config, batch: int) -> Part:
     return Part("encoder: temporaries", program.num_bytes, 0, "encode")
 
 
-def _hearing(shapes: Shapes, device: Config, batch: int, moment: str) -> Part:
+def hearing(shapes: Shapes, device: Config, batch: int, moment: str) -> Part:
+    """What projector and objective take to read a batch."""
     frames = shapes.frames(batch, shapes.bucket_frames)
     num_frames = shape((batch,), jnp.int32)
     reader = setup.make_reader(shapes.spec)
