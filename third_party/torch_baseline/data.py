@@ -15,6 +15,7 @@ from third_party.torch_baseline.objectives import Batch
 from tiny_align_jax import registry
 from tiny_align_jax.data import augment, batching, prompts, splits, tokenizer, vocabulary
 from tiny_align_jax.train import loop, optimizer, setup, through_llm
+from tiny_align_jax.types import ConfigError
 from tiny_align_jax.weights import assets, loading
 
 
@@ -58,6 +59,7 @@ def load(config: Mapping[str, Any], cache_dir: str, progress: bool = True) -> Da
     Raises:
         TinyAlignError: of any stage, naming what is wrong.
     """
+    refuse_unknown(config)
     objective, objective_config = registry.from_section("objectives", config["objective"])
     projector, projector_config = registry.from_section("projectors", config["projector"])
     split = setup.read_split(config)
@@ -67,7 +69,7 @@ def load(config: Mapping[str, Any], cache_dir: str, progress: bool = True) -> Da
     kind = config["vocabulary"]["kind"]
     rows = vocabulary.build(
         kind,
-        [u.text for u in split.train],
+        setup.vocabulary_texts(config, split),
         words.token_strings(),
         words.eos_id,
         through_llm.vocabulary_tokenizer(objective, kind, words),
@@ -106,6 +108,29 @@ def load(config: Mapping[str, Any], cache_dir: str, progress: bool = True) -> Da
     return Data(
         train, validation, references, rows, table_VD, words, folder, prompt, card
     )  # fmt: skip
+
+
+def refuse_unknown(config: Mapping[str, Any]) -> None:
+    """Refuses what the baseline would leave out without a word.
+
+    Raises:
+        ConfigError: all such switches.
+    """
+    train, projector = config["train"], config["projector"].get("bridgeformer", {})
+    wanted = {
+        "a projector other than bridgeformer": config["projector"]["name"] != "bridgeformer",
+        "an objective other than embedlink, embedlink_ctc, next_token": (
+            config["objective"]["name"] not in ("embedlink", "embedlink_ctc", "next_token")
+        ),
+        "projector.bridgeformer.mix_layers": projector.get("mix_layers", 1) > 1,
+        "mixture.share": bool(config.get("mixture", {}).get("share")),
+        "features.variants": bool(config["features"].get("variants")),
+        "train.init_from": bool(train.get("init_from")),
+        "train.average_decay": bool(train.get("average_decay")),
+        "train.fixed": bool(train.get("fixed")),
+    }
+    if lacking := [name for name, is_wanted in wanted.items() if is_wanted]:
+        raise ConfigError(f"the PyTorch baseline does not have: {', '.join(lacking)}")
 
 
 def sections(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

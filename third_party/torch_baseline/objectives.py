@@ -162,9 +162,16 @@ class NextToken(nn.Module):
         for name, ids in (("row_ids", row_ids_V), ("prefix", prefix_ids), ("suffix", suffix_ids)):
             tensor = torch.as_tensor(ids, dtype=torch.long, device=device)
             self.register_buffer(name, tensor, persistent=False)
+        self._remat = remat
         if remat:
             llm.gradient_checkpointing_enable({"use_reentrant": False})
-            llm.train()  # recomputation is off in eval mode; these LLMs have no dropout
+        self.train()
+
+    def train(self, mode: bool = True) -> "NextToken":
+        """Also switches the LLM, which recomputes in train mode only and then keeps no cache; these LLMs
+        have no dropout."""
+        self.llm.train(mode and self._remat)
+        return super().train(mode)
 
     @property
     def llm(self) -> Any:

@@ -131,6 +131,7 @@ class Result:
         finished: False if a signal ended the run early.
         stopped: why it ended before the last step, '' if it did not.
         best: the best validation (lowest WER) with its 'step' and 'train_s', {} without any.
+        first_group_at_s: when this process had done its first steps, seconds since the epoch.
     """
 
     params: PyTree
@@ -142,6 +143,7 @@ class Result:
     finished: bool
     stopped: str = ""
     best: dict[str, float] = dataclasses.field(default_factory=dict)
+    first_group_at_s: float = 0.0
 
 
 def init_params(run: Run) -> PyTree:
@@ -199,6 +201,7 @@ def fit(
         dispatch = _Dispatcher(run, buckets)
         logging.info("buckets of %s frames, %s", buckets, dispatch.describe())
         watch = _Watch(config, dispatch, first_step)
+        first_group_at_s = 0.0
         pending: tuple[batching.Group, dict] | None = None
 
         with RunLog(workdir, first_step, config.num_steps, progress) as log:
@@ -206,6 +209,9 @@ def fit(
                 # ---- steps ------------------------------------------------------------------------
                 group = shorten(next(groups), config.num_steps - done)
                 state, metrics = dispatch(state, frozen, group)
+                if not first_group_at_s:
+                    jax.block_until_ready(metrics)
+                    first_group_at_s = time.time()
                 previous, done = done, done + len(group.index_KB)
 
                 # ---- log the group before: the device is busy with this one meanwhile ---------------
@@ -247,6 +253,7 @@ def fit(
         finished=done >= config.num_steps or bool(watch.stopped),
         stopped=watch.stopped,
         best=watch.best,
+        first_group_at_s=first_group_at_s,
     )
 
 

@@ -143,6 +143,7 @@ def _summary(
         "timed_from_step": before.get("timed_from_step", result.first_step),
         "train_s": round(result.train_s + before.get("train_s", 0), 2),
         "compile_s": round(result.compile_s + before.get("compile_s", 0), 2),
+        "first_step_s": round(max(result.first_group_at_s - process_start_s(), 0), 2),
         "validation": result.validation,
         "best_validation": result.best,
         "stopped": result.stopped,
@@ -158,6 +159,11 @@ def _summary(
 def count(tree) -> int:
     """Number of parameters in a tree."""
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+
+def process_start_s() -> float:
+    """When this process began, seconds since the epoch."""
+    return psutil.Process().create_time()
 
 
 def peak_rss_bytes() -> int:
