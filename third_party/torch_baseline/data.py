@@ -93,6 +93,7 @@ def load(config: Mapping[str, Any], cache_dir: str, progress: bool = True) -> Da
     llm = {
         "name": config["llm"]["asset"],
         "fingerprint": folder.fingerprint,
+        "quantize": dataclasses.asdict(setup.held_llm(config)),
         "dim": table_VD.shape[1],
         "out_rms": float(np.sqrt(np.mean(np.square(table_VD)))),
     }
@@ -123,6 +124,7 @@ def refuse_unknown(config: Mapping[str, Any]) -> None:
             config["objective"]["name"] not in ("embedlink", "embedlink_ctc", "next_token")
         ),
         "projector.bridgeformer.mix_layers": projector.get("mix_layers", 1) > 1,
+        "llm.quantize": setup.held_llm(config) != type(setup.held_llm(config))(),
         "mixture.share": bool(config.get("mixture", {}).get("share")),
         "features.variants": bool(config["features"].get("variants")),
         "train.init_from": bool(train.get("init_from")),
