@@ -8,6 +8,7 @@ the correction of a sampled softmax by the sampling rate (Jean et al., arXiv 141
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,8 +71,8 @@ def loss(
         lse_BA = _sampled_lse(config, audio, table, rows_BA, right_BA, scale, batch.index_B)
     else:
         flat = audio.reshape(-1, audio.shape[-1])
-        lse_BA = ctc.cosine_log_normalizer(flat, table, scale, config.table_chunk)
-        lse_BA = lse_BA.reshape(rows_BA.shape)
+        lse: Any = ctc.cosine_log_normalizer(flat, table, scale, config.table_chunk)
+        lse_BA = lse.reshape(rows_BA.shape)
     weight_BA = jnp.where(is_text_BA, 1.0, config.pad_weight) * audio_mask_BA
     total = jnp.maximum(weight_BA.sum(-1), 1e-6)
     return ((lse_BA - right_BA) * weight_BA).sum(-1) / total, {"scale": scale}

@@ -8,6 +8,7 @@ the output layer of CTC as in Soundwave (arXiv 2502.12900).
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -79,7 +80,7 @@ def loss(
     label_BAL = scale * jnp.einsum("bad,bld->bal", audio, targets_BLD)
     table = constants["unit_VD"]
     flat = audio.reshape(-1, audio.shape[-1]).astype(table.dtype)
-    table_lse = ctc.cosine_log_normalizer(flat, table, scale, config.table_chunk)
+    table_lse: Any = ctc.cosine_log_normalizer(flat, table, scale, config.table_chunk)
     lse_BA = jnp.logaddexp(table_lse.reshape(audio.shape[:2]), blank_BA)
     log_likelihood_B = ctc.ctc_log_likelihood(
         blank_BA - lse_BA,

@@ -8,6 +8,7 @@ Many tokens (a prompt, training through the LLM) dequantise one matrix at a time
 No form ever holds more than one dequantised matrix, or a block of the table.
 """
 
+import dataclasses
 import functools
 import math
 from typing import Any
@@ -133,8 +134,8 @@ def words(tree: PyTree) -> PyTree:
         codes = node.codes
         if isinstance(codes, jax.ShapeDtypeStruct):
             shape = (*codes.shape[:-1], codes.shape[-1] // 4)
-            return node.replace(codes=jax.ShapeDtypeStruct(shape, np.uint32))
-        return node.replace(codes=np.ascontiguousarray(codes).view("<u4"))
+            return dataclasses.replace(node, codes=jax.ShapeDtypeStruct(shape, np.uint32))
+        return dataclasses.replace(node, codes=np.ascontiguousarray(codes).view("<u4"))
 
     return jax.tree.map(widen, tree, is_leaf=lambda node: isinstance(node, Grouped))
 
