@@ -21,7 +21,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for transcripts and scor
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation", "train"], "What to score.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "Only so many utterances, drawn by seed; 0: all.")
 _USE_LLM = flags.DEFINE_bool("use_llm", True, "Ask the LLM to repeat the text, too.")
-_DEVICE = flags.DEFINE_string("device", "cpu", "Torch device, e.g. cuda.")
+_DEVICE = flags.DEFINE_string("torch_device", "cpu", "Torch device, e.g. cuda.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "float16", "bfloat16"], "Of the models.")
 _FALLBACK = flags.DEFINE_bool(
     "fallback",
