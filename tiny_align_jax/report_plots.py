@@ -15,13 +15,14 @@ from tiny_align_jax.report_tables import TITLES
 
 _COLORS = plt.get_cmap("tab10").colors + plt.get_cmap("Set2").colors  # type: ignore[attr-defined]
 _MARKERS = "osD^vP*Xh<>"
-_MAX_NAME = 34
+_MAX_NAME = 52
+_MAX_NAMED = 24  # rows that a legend can name
 
 
 def write(rows: Sequence[Row], folder: Path, metric: str = "wer") -> dict[str, Path]:
     """All pictures that the rows have data for, as PNG; paths by title."""
     scored = [row for row in rows if metric in row.scores]
-    styles = {row.name: i for i, row in enumerate(rows)}
+    styles = _styles(rows, metric)
     folder.mkdir(parents=True, exist_ok=True)
     found = {}
     drawings = {
@@ -34,9 +35,8 @@ def write(rows: Sequence[Row], folder: Path, metric: str = "wer") -> dict[str, P
         if not chosen:
             continue
         figure = draw(chosen, metric, styles)
-        figure.tight_layout()
         path = folder / (title.lower().replace(" ", "_") + ".png")
-        figure.savefig(path, dpi=130)
+        figure.savefig(path, dpi=130, bbox_inches="tight")
         plt.close(figure)
         found[title] = path
     return found
@@ -65,6 +65,7 @@ def bars(rows: Sequence[Row], metric: str, styles: dict[str, int]):
         )
     axis.set_yticks(range(len(ordered)), [_short(r.name) for r in ordered], fontsize=8)
     axis.set_xlim(0, axis.get_xlim()[1] * 1.1)
+    axis.set_ylim(-0.6, len(ordered) - 0.4)
     axis.set_xlabel(
         _title(metric) + "; thin: 95 % over speakers, thick: 95 % over seeds", fontsize=9
     )
@@ -80,7 +81,7 @@ def learning_curves(rows: Sequence[Row], metric: str, styles: dict[str, int]):
     for row in rows:
         for i, entry in enumerate(row.entries):
             steps, losses = np.array(entry.losses).reshape(-1, 2).T
-            label = _short(row.name) if i == 0 else None
+            label = _label(styles, row) if i == 0 else None
             axes[0].plot(steps, losses, color=_color(styles, row), lw=1, alpha=0.8, label=label)
     axes[0].set(xlabel="step", ylabel="training loss (each objective's own scale)", yscale="log")
     for row in validated:
@@ -89,7 +90,7 @@ def learning_curves(rows: Sequence[Row], metric: str, styles: dict[str, int]):
         axes[1].set(xlabel="step", ylabel=f"validation {_title(metric)}")
     for axis in axes:
         axis.grid(alpha=0.3)
-    _legend(axes[-1], len(rows), axes[0])
+    _legend(axes[-1], axes[0])
     return figure
 
 
@@ -104,7 +105,7 @@ def against_seconds(rows: Sequence[Row], metric: str, styles: dict[str, int]):
     axis.set(xlabel="training seconds (compilation left out)", ylabel=_title(metric), xscale="log")
     axis.set_title("marks: the table's scores; lines: validation while training", fontsize=9)
     axis.grid(alpha=0.3, which="both")
-    _legend(axis, len(rows))
+    _legend(axis)
     return figure
 
 
@@ -116,7 +117,7 @@ def against_parameters(rows: Sequence[Row], metric: str, styles: dict[str, int])
     axis.set(xlabel="trainable parameters, millions", ylabel=_title(metric))
     axis.set_xlim(left=0)
     axis.grid(alpha=0.3)
-    _legend(axis, len(rows))
+    _legend(axis)
     return figure
 
 
@@ -126,25 +127,39 @@ def _mark(axis, row: Row, x: float | None, metric: str, styles: dict[str, int]) 
     if score.speakers:
         bounds = [score.mean - score.speakers.low, score.speakers.high - score.mean]
         error = np.maximum(np.array(bounds)[:, None], 0)
-    marker = _MARKERS[styles[row.name] % len(_MARKERS)]
-    color, label = _color(styles, row), _short(row.name)
+    marker = _MARKERS[styles.get(row.name, 0) % len(_MARKERS)]
+    color, label = _color(styles, row), _label(styles, row)
     axis.errorbar([x], [score.mean], error, fmt=marker, color=color, capsize=2, label=label)
 
 
-def _legend(axis, count: int, source=None) -> None:
+def _styles(rows: Sequence[Row], metric: str) -> dict[str, int]:
+    """A number for the colour and mark of each row; of many rows the best few alone, the rest are grey."""
+    if len(rows) <= _MAX_NAMED:
+        return {row.name: i for i, row in enumerate(rows)}
+    sign = 1 if metric in report.LOWER_IS_BETTER else -1
+    scored = sorted(
+        (r for r in rows if metric in r.scores), key=lambda r: sign * r.scores[metric].mean
+    )
+    return {row.name: i for i, row in enumerate(scored[: _MAX_NAMED // 2])}
+
+
+def _legend(axis, source=None) -> None:
     """Right of `axis`, with the marks of `source`."""
     axis.legend(
         *(source or axis).get_legend_handles_labels(),
         fontsize=7,
         loc="upper left",
         bbox_to_anchor=(1.01, 1),
-        ncols=1 + count // 24,
         frameon=False,
     )
 
 
 def _color(styles: dict[str, int], row: Row):
-    return _COLORS[styles[row.name] % len(_COLORS)]
+    return _COLORS[styles[row.name] % len(_COLORS)] if row.name in styles else "lightgrey"
+
+
+def _label(styles: dict[str, int], row: Row) -> str | None:
+    return _short(row.name) if row.name in styles else None
 
 
 def _short(name: str) -> str:
