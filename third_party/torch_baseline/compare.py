@@ -21,6 +21,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from absl import logging
+from matplotlib.ticker import NullFormatter
 
 from tiny_align_jax.types import ConfigError
 
@@ -336,6 +337,9 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
     quality.set(
         xlabel="training seconds, compilation left out", ylabel="validation WER", xscale="log"
     )
+    quality.xaxis.set_minor_formatter(
+        NullFormatter()
+    )  # or they lie upon each other within a decade
     loss.set(xlabel="step", ylabel="training loss", yscale="log")
     bars.set(ylabel="ms a step")
     for axis in (quality, loss):

@@ -14,7 +14,7 @@ from torch import nn
 
 from third_party.torch_baseline import llm as llm_lib
 from third_party.torch_baseline.bridgeformer import BridgeFormer
-from third_party.torch_baseline.objectives import Batch
+from third_party.torch_baseline.objectives import Batch, EmbedLinkCTC
 
 MODES = (*llm_lib.MODES, "cuda-graph")
 
@@ -130,6 +130,10 @@ class Trainer:
         self._device = parameters[0].device
         if mode == "cuda-graph" and self._device.type != "cuda":
             raise ValueError("mode 'cuda-graph' needs a CUDA device")
+        if mode == "cuda-graph" and isinstance(model.objective, EmbedLinkCTC):
+            raise ValueError(
+                "mode 'cuda-graph': F.ctc_loss reads lengths on the host; take another mode"
+            )
         matrices = [p for p in parameters if p.ndim >= 2]
         others = [p for p in parameters if p.ndim < 2]
         on_gpu = self._device.type == "cuda"
