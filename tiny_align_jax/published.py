@@ -265,6 +265,7 @@ _LARGE = _LAYER_NORM | {"dim": 1024, "layers": 24, "heads": 16}
 _XLARGE = _LAYER_NORM | {"dim": 1280, "layers": 48, "heads": 16}
 _CONFORMER = {
     "feat_extract_norm": "layer",
+    "do_stable_layer_norm": True,
     "conv_bias": True,
     "hidden_act": "swish",
     "dim": 1024,

@@ -15,7 +15,7 @@ import pytest
 pytest.importorskip("torch")
 
 from tests.parity import published_encoders_test, published_llms_test
-from tiny_align_jax import registry
+from tiny_align_jax import published, registry
 from tiny_align_jax.weights import loading
 
 pytestmark = pytest.mark.parity
@@ -55,7 +55,7 @@ def _project(config, in_dim, out_dim, num_frames):
 @pytest.mark.parametrize(("family", "arg"), _cases("encoders"))
 def test_encoder_config_builds(family, arg):
     config = _config("encoders", family, arg)
-    hf = _published(config["encoder"]["asset"], published_encoders_test.PUBLISHED)
+    hf = _published(config["encoder"]["asset"], published.ENCODERS)
     module, params = published_encoders_test.shapes_of(hf)
     assert module is registry.resolve("encoders", family)
     full = published_encoders_test.transformers.AutoConfig.for_model(**hf).to_dict()
@@ -79,7 +79,7 @@ def test_encoder_config_builds(family, arg):
 @pytest.mark.parametrize(("family", "arg"), _cases("llms"))
 def test_llm_config_builds(family, arg):
     config = _config("llms", family, arg)
-    hf, _ = _published(config["llm"]["asset"], published_llms_test.PUBLISHED)
+    hf = _published(config["llm"]["asset"], published.LLMS)
     module = loading.find_family("llms", hf)
     assert module is registry.resolve("llms", family)
     full = published_llms_test.transformers.AutoConfig.for_model(**hf).to_dict()
