@@ -1,4 +1,4 @@
-"""NVIDIA Jetson Orin Nano or NX with 8 GB, shared by CPU and GPU; docs/edge.md says how to set one up.
+"""NVIDIA Jetson Orin Nano or NX with 8 GB, shared by CPU and GPU; no board has been tried yet.
 
 Linux shows 7.3 to 7.6 GiB of it and 6.1 to 6.6 GiB are free without a desktop. JAX would take three
 quarters of the total at once and starve the host, so it takes what it needs, when it needs it.

@@ -2,7 +2,7 @@
 
 Temporaries come from compiling the very programs that a stage runs, for shapes alone: no weights are
 read and nothing runs. What shapes cannot tell, the process itself, is measured and stands here as
-constants (docs/edge.md, 'How good the predictions are').
+constants, which no GPU run has checked yet.
 """
 
 import contextlib
