@@ -219,8 +219,13 @@ def test_a_second_signal_is_not_caught(tmp_path):
         for _ in range(2):
             os.kill(os.getpid(), signal.SIGINT)
 
-    with _before_step(3, twice), pytest.raises(KeyboardInterrupt):
-        _fit(make_run(checkpoint_every=2), tmp_path)
+    # A shell's background jobs ignore SIGINT, and so would pytest run from one.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with _before_step(3, twice), pytest.raises(KeyboardInterrupt):
+            _fit(make_run(checkpoint_every=2), tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert _latest(tmp_path) == 2
 
 
