@@ -24,12 +24,12 @@ _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 
 def main(argv):
     del argv
-    from tiny_align_jax import quantise_report  # imports JAX: after --help
+    from tiny_align_jax import decode, quantise_report  # they import JAX: after --help
 
     config = quantise_report.Config(
         forms=tuple(_FORMS.value) or tuple(quantise_report.FORMS),
         limit=_LIMIT.value,
-        max_new_tokens=_MAX_NEW_TOKENS.value,
+        answers=decode.Config(max_new_tokens=_MAX_NEW_TOKENS.value),
         encoder=_ENCODER.value,
         encoder_limit=_ENCODER_LIMIT.value,
     )

@@ -47,6 +47,7 @@ FORMS: dict[str, quantize.Config] = {
     "int4, symmetric": quantize.Config("int4", minimum=False),
     "gguf": quantize.Config("gguf"),
 }
+_ANSWERS = decode.Config(max_new_tokens=32)
 _SPEED = DecodeShape(prompt_tokens=64, new_tokens=64)
 _CONTEXT_LINES = 8  # training sentences that stand before a judged one
 
@@ -58,19 +59,19 @@ class Config:
     Attributes:
         forms: keys of FORMS; the float form is always among them, as what others compare with.
         limit: validation utterances, drawn by `seed`; 0 for all.
-        max_new_tokens: longest answer.
+        answers: how the LLM generates what is scored.
         encoder: also compare the encoder in int8.
         encoder_limit: utterances to encode twice.
-        speed: how a decoded token is timed.
+        speed: how a decoded token is timed; None: not at all.
         seed: of the draw.
     """
 
     forms: tuple[str, ...] = tuple(FORMS)
     limit: int = 200
-    max_new_tokens: int = 32
+    answers: decode.Config = _ANSWERS
     encoder: bool = True
     encoder_limit: int = 100
-    speed: DecodeShape = _SPEED
+    speed: DecodeShape | None = _SPEED
     seed: int = 0
 
     def __post_init__(self):
@@ -161,8 +162,9 @@ def _measure(
         "load_s": round(load_s, 2),
         "answer_s": round(answer_s, 1),
         "perplexity": math.exp(-float(np.sum(judge.log_probs(truth))) / num_tokens),
-        "tokens_per_s": _tokens_per_s(llm, loaded.params, config.speed),
     }
+    if config.speed:
+        row["tokens_per_s"] = _tokens_per_s(llm, loaded.params, config.speed)
     found = {"oracle": [answer[t] for t in truth], "heard": [answer[t] for t in heard.texts]}
     return row, found
 
@@ -170,8 +172,8 @@ def _measure(
 def _answers(asked: Aligner, texts: set[str], config: Config) -> dict[str, str]:
     """What the LLM answers to each text; greedy, so that every text is asked about once."""
     ordered = sorted(texts)
-    settings = decode.Config(max_new_tokens=config.max_new_tokens)
-    made = asked.responder(settings=settings).answer([asked.embed_text(t) for t in ordered])
+    responder = asked.responder(settings=config.answers)
+    made = responder.answer([asked.embed_text(t) for t in ordered])
     return {text: a.text for text, a in zip(ordered, made, strict=True)}
 
 
@@ -277,13 +279,19 @@ def table(report: Mapping[str, Any]) -> str:
             _change(row.get("oracle_change")),
             f"{row['heard']['value']:.4f}",
             _change(row.get("heard_change")),
-            f"{row['tokens_per_s']:.1f}",
-            f"{row['tokens_per_s'] / first['tokens_per_s']:.2f}",
+            *_speed(row, first),
         ]
         lines.append(f"| {' | '.join(cells)} |")
     if report["encoder"]:
         lines += ["", *_encoder_lines(report["encoder"])]
     return "\n".join(lines) + "\n"
+
+
+def _speed(row: Mapping[str, Any], first: Mapping[str, Any]) -> tuple[str, str]:
+    if "tokens_per_s" not in row:
+        return "", ""
+    ours, floats = row["tokens_per_s"], first["tokens_per_s"]
+    return f"{ours:.1f}", f"{ours / floats:.2f}"
 
 
 def _encoder_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
