@@ -26,5 +26,5 @@ def get_config(arg: str = ""):
     else:
         config.split.train_speakers = 0  # all of them
         config.mixture.limit = 4000  # encoding an utterance takes 0.1 s of one core
-        config.train.update(num_steps=2500, num_buckets=4, checkpoint_every=500)
+        config.train.update(num_steps=4000, num_buckets=4, checkpoint_every=500)
     return config.lock()

@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from experiments import _device  # before anything that imports JAX
 from tiny_align_jax.types import TinyAlignError
 
+PUBLISHED = Path(__file__).resolve().parent.parent / "published"
 _NO_TRITON_GEMM = "--xla_gpu_enable_triton_gemm=false"
 VOICE = "piper-en-us-joe-medium"  # the asset that speaks where a config names no voice
 
@@ -51,6 +52,46 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             sys.exit(2)
 
     app.run(guarded)
+
+
+class _WorkdirParser(flags.ArgumentParser):
+    """A folder, or the beginning of the name of one in published/."""
+
+    syntactic_help = "a folder, or the beginning of a name in published/, e.g. whisper-tiny.en"
+
+    def parse(self, argument: str) -> str:
+        found = [p for p in published_bases() if p.name.startswith(argument)] if argument else []
+        if Path(argument).exists() or not found:
+            return argument
+        if len(found) > 1:
+            raise ValueError(f"{argument!r} begins several: {', '.join(p.name for p in found)}")
+        return str(found[0])
+
+
+class _WorkdirsParser(flags.ListParser):
+    """Several, separated by commas."""
+
+    def parse(self, argument: Any) -> list[str]:
+        return [_WorkdirParser().parse(name) for name in super().parse(argument)]
+
+
+def published_bases() -> list[Path]:
+    """Folders of the base projectors that come with the repository."""
+    return sorted(path.parent for path in PUBLISHED.glob("*/projector.json"))
+
+
+def define_workdir(name: str, what: str, required: bool = False, several: bool = False) -> Any:
+    """A flag for workdirs of training runs, which also takes short names of published bases."""
+    parser = _WorkdirsParser() if several else _WorkdirParser()
+    return flags.DEFINE(parser, name, None, what, required=required)
+
+
+def out_dir(out: str | None, workdir: str) -> Path:
+    """Where results about a workdir go: to `out`, else beside it, but never into published/ unasked."""
+    folder = Path(workdir)
+    if out or folder.resolve().parent != PUBLISHED:
+        return Path(out or folder)
+    return Path("workdirs") / folder.name
 
 
 def _set_up_jax() -> None:

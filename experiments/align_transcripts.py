@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments import _main
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Trained with embedlink_ctc.", required=True)
+_WORKDIR = _main.define_workdir("workdir", "Trained with embedlink_ctc.", required=True)
 _ROOT = flags.DEFINE_string("root", None, "Folder of .cha files and recordings.", required=True)
 _OUT = flags.DEFINE_string("out", None, "Manifest to write (.jsonl).", required=True)
 _LAYOUT = flags.DEFINE_enum("layout", "folder", ["folder", "adress2020"], "How the files lie.")

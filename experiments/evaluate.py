@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments import _main
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.", required=True)
+_WORKDIR = _main.define_workdir("workdir", "Folder of a finished training run.", required=True)
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation", "train"], "What to score.")
 _LIMIT = flags.DEFINE_integer(
     "limit",
@@ -73,7 +73,7 @@ def main(argv):
         reader=reading.load(aligner, cache_dir, how),
         progress=_PROGRESS.value,
     )
-    out = _OUT.value or _WORKDIR.value
+    out = _main.out_dir(_OUT.value, _WORKDIR.value)
     paths = evaluate.write(evaluation, out) | evaluation_report.write(evaluation, out)
     print(evaluation_report.summary(evaluation.metrics))
     print("wrote " + ", ".join(os.fspath(path) for path in paths.values()))

@@ -17,7 +17,7 @@ from absl import flags
 
 from experiments import _main
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.", required=True)
+_WORKDIR = _main.define_workdir("workdir", "Folder of a finished training run.", required=True)
 _MANIFEST = flags.DEFINE_string("manifest", None, "Recordings of requests; default: spoken here.")
 _VOICES = flags.DEFINE_list("voices", [], "'engine:voice' each; default: the fetched Piper voice.")
 _RECORDINGS = flags.DEFINE_string("recordings", None, "Folder for what is spoken here.")
@@ -51,7 +51,7 @@ def main(argv):
     found = spoken_requests.ask(
         aligner, _main.CACHE_DIR.value, utterances, config, progress=_PROGRESS.value
     )
-    path = spoken_requests.write(found, Path(_OUT.value or _WORKDIR.value))
+    path = spoken_requests.write(found, _main.out_dir(_OUT.value, _WORKDIR.value))
     print(spoken_requests.table(found))
     print(f"wrote {path}")
 

@@ -18,7 +18,7 @@ from ml_collections import config_flags
 
 from experiments import _main
 
-_BASE = flags.DEFINE_string("base", None, "Workdir or folder of a base projector.")
+_BASE = _main.define_workdir("base", "Workdir or folder of a base projector.")
 _CONFIG = config_flags.DEFINE_config_file("config", "configs/personalize.py", "Method and numbers.")
 _USER = flags.DEFINE_string("user", None, "Name of the state; default: the speaker.")
 _SPEAKER = flags.DEFINE_string("speaker", None, "Speaker of the base's own corpus, not trained on.")

@@ -18,8 +18,8 @@ from absl import flags
 
 from experiments import _main
 
-_DEV = flags.DEFINE_string("dev_base", None, "Workdir of a base whose validation speakers choose.")
-_BASE = flags.DEFINE_string("base", None, "Workdir of the base whose test speakers are scored.")
+_DEV = _main.define_workdir("dev_base", "Workdir of a base whose validation speakers choose.")
+_BASE = _main.define_workdir("base", "Workdir of the base whose test speakers are scored.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write to.", required=True)
 _METHODS = flags.DEFINE_list("methods", [], "Of configs/personalize.py; default: all that train.")
 _FACTORS = flags.DEFINE_list("factors", ["1", "0.3", "3"], "Times each method's learning rate.")

@@ -14,8 +14,11 @@ from absl import flags
 
 from experiments import _main
 
-_WORKDIR = flags.DEFINE_list(
-    "workdir", None, "Folders of finished training runs; the first column first.", required=True
+_WORKDIR = _main.define_workdir(
+    "workdir",
+    "Folders of finished training runs; the first column first.",
+    required=True,
+    several=True,
 )
 _OUT = flags.DEFINE_string("out", None, "Where table and plot go; default: the first workdir.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation"], "What to distort.")
@@ -39,9 +42,11 @@ def main(argv):
             split=_SPLIT.value,
             progress=_PROGRESS.value,
         )
-        (workdir / robustness.RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n")
+        place = _main.out_dir(None, str(workdir))
+        place.mkdir(parents=True, exist_ok=True)
+        (place / robustness.RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n")
         results[workdir.name] = result
-    out = Path(_OUT.value or _WORKDIR.value[0])
+    out = _main.out_dir(_OUT.value, _WORKDIR.value[0])
     out.mkdir(parents=True, exist_ok=True)
     text = robustness.table(results, _NORMALIZER.value)
     (out / "robustness.md").write_text(text + "\n")

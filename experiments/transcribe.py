@@ -18,7 +18,7 @@ from absl import flags
 
 from experiments import _main
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.", required=True)
+_WORKDIR = _main.define_workdir("workdir", "Folder of a finished training run.", required=True)
 _AUDIO = flags.DEFINE_string(
     "audio", None, "Recording: wav, flac, ogg or mp3, any rate.", required=True
 )

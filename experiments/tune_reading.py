@@ -16,7 +16,7 @@ from absl import flags
 
 from experiments import _main
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.", required=True)
+_WORKDIR = _main.define_workdir("workdir", "Folder of a finished training run.", required=True)
 _METHODS = flags.DEFINE_list("methods", "beam,rescore,fusion", "What to tune.")
 _CONTEXTS = flags.DEFINE_list(
     "contexts", "0,8,32", "Numbers of training sentences that the LLM sees before a text."
@@ -59,7 +59,7 @@ def main(argv):
     show = lambda row: print(reading_tune.line(row), flush=True)  # noqa: E731
     rows = reading_tune.tune(aligner, frames, utterances, texts, config, members, show)
     about = {"num_utterances": len(utterances), "tuning": dataclasses.asdict(config)}
-    path = Path(_OUT.value) if _OUT.value else Path(_WORKDIR.value) / reading_config.FILE
+    path = Path(_OUT.value or _main.out_dir(None, _WORKDIR.value) / reading_config.FILE)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(reading_tune.report(rows, greedy, about), indent=1) + "\n")
     print(reading_tune.markdown(rows, greedy))

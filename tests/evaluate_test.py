@@ -190,7 +190,7 @@ def test_note_says_what_was_resampled():
     rows = [("one two", f"s{i}", 7 if i else 30, None) for i in range(6)]
     scores = scoring.score(QUICK, _utterances(*rows), {"heard": ["one"] * 6})
     metrics = {"normalizers": scores, "intervals": {"level": 0.95}}
-    note = evaluation_report._interval_note(metrics)
+    note = evaluation_report.interval_note(metrics)
     assert note.startswith("95% bootstrap intervals over speakers (utterances where a group")
 
 

@@ -45,9 +45,9 @@ def table(metrics: Mapping[str, Any], normalizer: str) -> str:
 
 def summary(metrics: Mapping[str, Any]) -> str:
     """What was scored, every table, and what the LLM adds: the text that a terminal shows."""
-    lines = [_headline(metrics), ""]
+    lines = [headline(metrics), ""]
     for normalizer, found in metrics["normalizers"].items():
-        lines += [f"Normaliser `{normalizer}` (both sides), {_interval_note(metrics)}:", ""]
+        lines += [f"Normaliser `{normalizer}` (both sides), {interval_note(metrics)}:", ""]
         lines += [table(metrics, normalizer), ""]
         for pair, row in found["differences"].items():
             parts = [f"{m} {_signed(row[m])}" for m in _METRICS if m in row]
@@ -87,11 +87,11 @@ def plot(metrics: Mapping[str, Any], path: str | os.PathLike, metric: str = "wer
         _draw_panel(axis, found["scores"], metric)
         axis.set_title(f"{metric.upper()}, normaliser {normalizer}")
     axes[0][0].set_ylim(bottom=0)  # after all panels are drawn: they share the axis
-    axes[0][0].set_ylabel(f"{metric.upper()} ({_interval_note(metrics)})")
+    axes[0][0].set_ylabel(f"{metric.upper()} ({interval_note(metrics)})")
     handles, labels = axes[0][0].get_legend_handles_labels()
     # Below the panels: inside them it would lie on the bars of some group.
     figure.legend(handles, labels, loc="lower center", ncol=len(labels), frameon=False)
-    figure.suptitle(_headline(metrics), fontsize=9)
+    figure.suptitle(headline(metrics), fontsize=9)
     figure.tight_layout(rect=(0, 0.07, 1, 1))
     figure.savefig(Path(path), dpi=120)
     plt.close(figure)
@@ -125,7 +125,7 @@ def _draw_panel(axis, scores: Mapping[str, Mapping[str, Any]], metric: str) -> N
     axis.set_xticks(np.arange(len(names)), labels, fontsize=8)
 
 
-def _headline(metrics: Mapping[str, Any]) -> str:
+def headline(metrics: Mapping[str, Any]) -> str:
     part = "PARTIAL (a drawn subset, not a result): " if metrics["partial"] else ""
     return (
         f"{part}{metrics['dataset']} {metrics['split']}, {metrics['num_utterances']} utterances of "
@@ -135,7 +135,7 @@ def _headline(metrics: Mapping[str, Any]) -> str:
     )
 
 
-def _interval_note(metrics: Mapping[str, Any]) -> str:
+def interval_note(metrics: Mapping[str, Any]) -> str:
     scores = next(iter(metrics["normalizers"].values()))["scores"]
     groups = next(iter(scores.values())).values()
     units = sorted({row["wer"]["resampled"] for row in groups})

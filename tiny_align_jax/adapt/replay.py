@@ -1,8 +1,9 @@
 """Replay: a few dozen utterances that a base was trained on, which keep a user's copy from forgetting.
 
-They travel with the base in `replay.safetensors` (frames, targets, and how often each training speaker
-said each table row), so that a device adapts without the corpus. The file is made once, where the
-corpus is. Methods that reach into the encoder need the recordings themselves, so the corpus.
+They travel with the base in `replay.safetensors` (frames as int8 with a scale a channel, targets, and how
+often each training speaker said each table row), so that a device adapts without the corpus. The file
+is made once, where the corpus is. Methods that reach into the encoder need the recordings
+themselves, so the corpus.
 """
 
 import dataclasses
@@ -22,6 +23,7 @@ from tiny_align_jax.types import AssetError, DataError, TinyAlignError, Utteranc
 from tiny_align_jax.weights import safetensors
 
 FILE = "replay.safetensors"
+_LEVELS = np.iinfo(np.int8).max
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,12 +77,14 @@ def find(
     except TinyAlignError as error:
         logging.warning("nothing to replay: no %s, and no corpus to make it from: %s", path, error)
         return Replay([], [], np.zeros((0, len(base.vocabulary)), np.float32))
-    if not audio:
-        try:
-            save(path, made)
-        except AssetError as error:  # a base that cannot be written beside
-            logging.warning("%s", error)
-    return made
+    if audio:
+        return made
+    try:
+        save(path, made)
+    except AssetError as error:  # a base that cannot be written beside
+        logging.warning("%s", error)
+        return made
+    return load(path, base.vocabulary)  # the first run sees what every later one will
 
 
 def of_corpus(base: Aligner, cache_dir: str, count: int, seed: int = 0) -> Replay:
@@ -132,17 +136,24 @@ def cached_frames(
 
 
 def save(path: str | os.PathLike, replay: Replay) -> None:
-    """Writes a replay, frames and targets end to end.
+    """Writes a replay, frames and targets end to end, and of the counts those that are not 0.
 
     Raises:
         AssetError: full disk or unwritable folder.
     """
+    frames_TE = np.concatenate(replay.frames).astype(np.float32)
+    scale_E = np.maximum(np.abs(frames_TE).max(axis=0), 1e-6) / _LEVELS
+    speakers, rows = np.nonzero(replay.topics_KV)
     arrays = {
-        "frames": np.concatenate(replay.frames).astype(np.float16),
+        "frames": np.rint(frames_TE / scale_E).astype(np.int8),
+        "frames_scale": scale_E,
         "num_frames": np.array([len(f) for f in replay.frames], np.int32),
         "targets": np.concatenate(replay.targets).astype(np.int32),
         "num_targets": np.array([len(t) for t in replay.targets], np.int32),
-        "topics": np.minimum(replay.topics_KV, np.iinfo(np.uint8).max).astype(np.uint8),
+        "topics_shape": np.array(replay.topics_KV.shape, np.int32),
+        "topics_speakers": speakers.astype(np.int16),
+        "topics_rows": rows.astype(np.int32),
+        "topics_counts": replay.topics_KV[speakers, rows].astype(np.int32),
     }
     safetensors.save_tree(path, arrays)
 
@@ -151,16 +162,19 @@ def load(path: str | os.PathLike, rows: Vocabulary) -> Replay:
     """Reads what `save` wrote.
 
     Raises:
-        DataError: made for another table.
+        DataError: made for another table, or by another version.
         WeightsError: a corrupt file.
     """
     saved = safetensors.load_tree(path)
-    topics_KV = saved["topics"].astype(np.float32)
-    if topics_KV.shape[1] != len(rows):
+    num_speakers, num_rows = saved.get("topics_shape", (0, 0))
+    if num_rows != len(rows):
         raise DataError(
-            f"{path} counts {topics_KV.shape[1]} table rows, the base reads {len(rows)}; delete it, it "
-            "is made anew where the corpus is"
+            f"{path} counts {num_rows} table rows, the base reads {len(rows)}; delete it, it is made "
+            "anew where the corpus is"
         )
-    frames = np.split(saved["frames"], np.cumsum(saved["num_frames"])[:-1])
+    topics_KV = np.zeros((num_speakers, num_rows), np.float32)
+    topics_KV[saved["topics_speakers"], saved["topics_rows"]] = saved["topics_counts"]
+    frames_TE = (saved["frames"] * saved["frames_scale"]).astype(np.float16)
+    frames = np.split(frames_TE, np.cumsum(saved["num_frames"])[:-1])
     targets = np.split(saved["targets"], np.cumsum(saved["num_targets"])[:-1])
     return Replay(frames, targets, topics_KV)
