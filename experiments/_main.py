@@ -31,6 +31,7 @@ CACHE_DIR = flags.DEFINE_string(
     os.environ.get("TINY_ALIGN_CACHE", str(Path.home() / ".cache" / "tiny_align")),
     "Folder of fetched weights and cached features (default: TINY_ALIGN_CACHE).",
 )
+flags.disclaim_key_flags()  # what `define_workdir` defines belongs to its caller's --help
 
 
 def run(main: Callable[[Sequence[str]], None]) -> None:
