@@ -1,5 +1,6 @@
 """Seconds from the start of a process to its first training step done, cold and from the program cache."""
 
+import collections
 import subprocess
 import sys
 import tempfile
@@ -21,10 +22,17 @@ _CACHE_HIT = "/jax/compilation_cache/cache_hits"
 
 
 class Compilations:
-    """Counts programs that JAX asked XLA for while the block runs, and how many came off the disk."""
+    """Counts programs that JAX asked XLA for while the block runs, and how many came off the disk.
+
+    Attributes:
+        names: programs by the name of the jitted function, 'jit(steps)' for example.
+        seconds: that they took.
+        hits: how many came off the disk.
+    """
 
     def __enter__(self) -> "Compilations":
-        self.count, self.seconds, self.hits = 0, 0.0, 0
+        self.names: collections.Counter[str] = collections.Counter()
+        self.seconds, self.hits = 0.0, 0
         jax.monitoring.register_event_duration_secs_listener(self._on_duration)
         jax.monitoring.register_event_listener(self._on_event)
         self._open = True
@@ -33,9 +41,15 @@ class Compilations:
     def __exit__(self, *unused) -> None:
         self._open = False  # JAX offers no public way to take one listener back
 
-    def _on_duration(self, event: str, duration_secs: float, **unused) -> None:
+    @property
+    def count(self) -> int:
+        """Programs in all."""
+        return self.names.total()
+
+    def _on_duration(self, event: str, duration_secs: float, fun_name: str = "", **unused) -> None:
         if self._open and event == _COMPILED:
-            self.count, self.seconds = self.count + 1, self.seconds + duration_secs
+            self.names[fun_name] += 1
+            self.seconds += duration_secs
 
     def _on_event(self, event: str, **unused) -> None:
         self.hits += int(self._open and event == _CACHE_HIT)

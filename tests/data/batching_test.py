@@ -55,7 +55,7 @@ def test_buckets_share_the_utterances():
     assert len(counts) == 3 and counts.min() > 0.8 * 100
 
 
-@pytest.mark.parametrize("steps_per_group", [1, 4])
+@pytest.mark.parametrize("steps_per_group", [0, 1, 4])
 @pytest.mark.parametrize("batch_size", [1, 8, 200])
 def test_every_example_once_an_epoch_in_a_bucket_that_holds_it(batch_size, steps_per_group):
     examples = _random()
@@ -72,6 +72,15 @@ def test_every_example_once_an_epoch_in_a_bucket_that_holds_it(batch_size, steps
             assert sorted(seen) == list(range(len(examples)))
             seen, epochs = [], epochs + 1
     assert epochs >= 2
+
+
+def test_without_a_limit_a_group_is_all_of_an_epoch_in_one_bucket():
+    examples = _random()
+    groups = _take(examples, 6, steps_per_group=0)
+    buckets = batching.bucket_lengths(examples.num_frames_N, 3)
+    for epoch in (groups[:3], groups[3:]):
+        assert {group.max_frames for group in epoch} == set(buckets)
+        assert sum(group.weight_KB.sum() for group in epoch) == len(examples)
 
 
 def test_order_is_a_function_of_seed_and_epoch():

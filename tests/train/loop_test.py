@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import signal
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,7 @@ import optax
 import pytest
 
 from tests.train.tiny import assert_same, initial_state, make_run
+from tiny_align_jax.data import batching
 from tiny_align_jax.train import loop
 from tiny_align_jax.train.checkpoint import Checkpointer
 from tiny_align_jax.train.partition import path_name
@@ -90,6 +92,40 @@ def test_resident_and_streamed_steps_agree(tmp_path, steps_per_dispatch):
         # The true gradient of a bias on attention keys is zero; Adam blows up its rounding errors.
         if path_name(path) != "projector/layers/attention/key/bias":
             np.testing.assert_allclose(a, b, atol=1e-5, err_msg=path_name(path))
+
+
+def test_a_whole_epoch_in_one_dispatch(tmp_path, monkeypatch):
+    sizes = []
+    real = loop._Dispatcher.__call__
+
+    def spy(self, state, frozen, group):
+        sizes.append(len(group.index_KB))
+        return real(self, state, frozen, group)
+
+    monkeypatch.setattr(loop._Dispatcher, "__call__", spy)
+    epoch = _fit(make_run(num_steps=8, steps_per_dispatch=0), tmp_path / "epoch")
+    assert sizes == [6, 2]  # 24 utterances in batches of four, and what was left of eight steps
+    same = _fit(make_run(num_steps=8, steps_per_dispatch=6), tmp_path / "six")
+    assert_same(epoch.params, same.params)
+    with pytest.raises(ConfigError, match="steps_per_dispatch=0 needs the corpus on the device"):
+        _fit(make_run(steps_per_dispatch=0, resident="never"), tmp_path / "streamed")
+
+
+def test_seconds_of_input_are_a_part_of_training(tmp_path, monkeypatch):
+    real = batching.gather
+
+    def slow(*args):
+        time.sleep(0.05)
+        return real(*args)
+
+    run = make_run(num_steps=6, resident="never", validate=lambda params: {"wer": 0.5})
+    quick = _fit(run, tmp_path / "quick")
+    monkeypatch.setattr(batching, "gather", slow)
+    result = _fit(run, tmp_path / "slow")
+    assert result.input_s >= 6 * 0.05 > quick.input_s > 0
+    assert result.input_s <= result.train_s
+    (line,) = (line for line in _all_lines(tmp_path / "slow") if "train_s" in line)
+    assert line["input_share"] == pytest.approx(result.input_s / line["train_s"], rel=0.01)
 
 
 def test_average_is_exported_and_lies_off_the_last_parameters(tmp_path):

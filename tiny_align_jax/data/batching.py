@@ -95,6 +95,8 @@ def schedule(
 ) -> Iterator[Group]:
     """Groups from `first_step` on, for ever; epochs are reshuffled by (seed, epoch).
 
+    A group has at most `steps_per_group` steps; with 0, all of an epoch in its bucket.
+
     Raises:
         DataError: an utterance is longer than the last bucket.
     """
@@ -151,8 +153,9 @@ def _epoch(examples, batch_size, buckets, steps_per_group, seed, epoch, shuffle)
             _fill(members[i : i + batch_size], batch_size)
             for i in range(0, len(members), batch_size)
         ]
-        for i in range(0, len(batches), steps_per_group):
-            part = batches[i : i + steps_per_group]
+        size = steps_per_group or max(len(batches), 1)
+        for i in range(0, len(batches), size):
+            part = batches[i : i + size]
             groups.append(
                 (np.stack([b[0] for b in part]), np.stack([b[1] for b in part]), max_frames)
             )

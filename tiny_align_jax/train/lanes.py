@@ -62,14 +62,14 @@ def fit(lanes: Sequence[Lane]) -> list[loop.Result | NonFiniteLossError]:
         )
     with contextlib.ExitStack() as stack:
         books = [_Book(lane, config.num_steps, stack) for lane in lanes]
-        states, train_s, compile_s = _train(lanes, buckets, books)
-    return [book.result(lane_of(states, i), train_s, compile_s) for i, book in enumerate(books)]
+        states, *seconds = _train(lanes, buckets, books)
+    return [book.result(lane_of(states, i), *seconds) for i, book in enumerate(books)]
 
 
 def _train(
     lanes: Sequence[Lane], buckets: tuple[int, ...], books: "list[_Book]"
-) -> tuple[step_lib.TrainState, float, float]:
-    """States after the last step, and seconds of training and of compilation."""
+) -> tuple[step_lib.TrainState, float, float, float]:
+    """States after the last step, and seconds of training, of compilation and of input."""
     run, config = lanes[0].run, lanes[0].run.config
     corpus = loop.resident_corpus(run.examples, buckets[-1])
     orders = [
@@ -82,12 +82,14 @@ def _train(
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(lane.state for lane in lanes))
     rate_N = jnp.asarray([lane.rate for lane in lanes], jnp.float32)
     steps = _Compiled(step_lib.make_lane_steps(run.spec))
+    clock = loop.Stopwatch()
     done, validate_s, start_s = 0, 0.0, time.monotonic()
     logging.info("%d lanes over %d utterances", len(lanes), len(run.examples))
     while done < config.num_steps:
-        groups = [loop.shorten(next(order), config.num_steps - done) for order in orders]
-        rows = [loop.pad_group(group, config.steps_per_dispatch) for group in groups]
-        index_NKB, weight_NKB = (np.stack(parts) for parts in zip(*rows, strict=True))
+        with clock:
+            groups = [loop.shorten(next(order), config.num_steps - done) for order in orders]
+            rows = [loop.pad_group(group, loop.dispatch_steps(run)) for group in groups]
+            index_NKB, weight_NKB = (np.stack(parts) for parts in zip(*rows, strict=True))
         previous, done = done, done + len(groups[0].index_KB)
         args = (states, frozen, corpus, index_NKB, weight_NKB, rate_N, done - previous)
         states, metrics = steps(args, groups[0].max_frames)
@@ -101,7 +103,7 @@ def _train(
                 book.validate(lane_of(states, i), done, train_s)
             validate_s += time.monotonic() - before_s
     train_s = time.monotonic() - start_s - validate_s - steps.compile_s
-    return states, train_s, steps.compile_s
+    return states, train_s, steps.compile_s, clock.seconds
 
 
 def lane_of(states: step_lib.TrainState, index: int) -> Any:
@@ -147,10 +149,10 @@ class _Book:
             self._validation, _ = loop.validate_now(self._run, state, self._log, done)
 
     def result(
-        self, state: step_lib.TrainState, train_s: float, compile_s: float
+        self, state: step_lib.TrainState, train_s: float, compile_s: float, input_s: float
     ) -> loop.Result | NonFiniteLossError:
         if self._error is not None:
             return self._error
         params = loop.export_params(self._run.config, state)
         numbers = (self._num_steps, 0, train_s, compile_s)
-        return loop.Result(params, *numbers, self._validation, finished=True)
+        return loop.Result(params, *numbers, self._validation, finished=True, input_s=input_s)

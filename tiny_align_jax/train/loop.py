@@ -36,7 +36,7 @@ class Config:
         batch_size: utterances a step.
         num_buckets: length buckets; each compiles once.
         steps_per_dispatch: steps sent to the device at a time (1 on a CPU; a GPU waits for the host
-            otherwise).
+            otherwise); 0 for all steps of an epoch that share a bucket, over a corpus on the device.
         resident: keep the whole training cache on the device: 'always', 'never', or 'auto', which does
             so where it takes less than `resident_bytes`.
         resident_bytes: limit for 'auto'.
@@ -75,13 +75,15 @@ class Config:
     keep_checkpoints: int = 2
 
     def __post_init__(self):
-        counts = ("batch_size", "num_buckets", "steps_per_dispatch", "log_every")
+        counts = ("batch_size", "num_buckets", "log_every")
         problems = [
             f"train.{key}={getattr(self, key)}; expected 1 or more"
             for key in (*counts, "keep_checkpoints")
             if getattr(self, key) < 1
         ]
-        for key in ("num_steps", "validate_limit", "patience", "max_train_s"):
+        for key in (
+            "num_steps", "steps_per_dispatch", "validate_limit", "patience", "max_train_s"
+        ):  # fmt: skip
             if getattr(self, key) < 0:
                 problems.append(f"train.{key}={getattr(self, key)}; expected 0 or more")
         if self.patience and not self.validate_every:
@@ -132,6 +134,8 @@ class Result:
         stopped: why it ended before the last step, '' if it did not.
         best: the best validation (lowest WER) with its 'step' and 'train_s', {} without any.
         first_group_at_s: when this process had done its first steps, seconds since the epoch.
+        input_s: part of `train_s` in which the host chose, gathered and padded batches. The device waits
+            for at most that long: it works on the steps before meanwhile.
     """
 
     params: PyTree
@@ -144,6 +148,7 @@ class Result:
     stopped: str = ""
     best: dict[str, float] = dataclasses.field(default_factory=dict)
     first_group_at_s: float = 0.0
+    input_s: float = 0.0
 
 
 def init_params(run: Run) -> PyTree:
@@ -207,7 +212,7 @@ def fit(
         with RunLog(workdir, first_step, config.num_steps, progress) as log:
             while done < config.num_steps and not interrupt.seen and not watch.stopped:
                 # ---- steps ------------------------------------------------------------------------
-                group = shorten(next(groups), config.num_steps - done)
+                group = dispatch.take(groups, config.num_steps - done)
                 state, metrics = dispatch(state, frozen, group)
                 if not first_group_at_s:
                     jax.block_until_ready(metrics)
@@ -248,12 +253,13 @@ def fit(
         step=done,
         first_step=first_step,
         train_s=train_s,
-        compile_s=dispatch.compile_s,
+        compile_s=dispatch.compile.seconds,
         validation=watch.validation,
         finished=done >= config.num_steps or bool(watch.stopped),
         stopped=watch.stopped,
         best=watch.best,
         first_group_at_s=first_group_at_s,
+        input_s=dispatch.input.seconds,
     )
 
 
@@ -263,11 +269,25 @@ def export_params(config: Config, state: step_lib.TrainState) -> PyTree:
     return merge(trained, state.fixed)
 
 
+class Stopwatch:
+    """Adds up the seconds of its blocks."""
+
+    def __init__(self):
+        self.seconds = 0.0
+
+    def __enter__(self) -> None:
+        self._start_s = time.monotonic()
+
+    def __exit__(self, *unused) -> None:
+        self.seconds += time.monotonic() - self._start_s
+
+
 class _Dispatcher:
-    """Sends groups of steps to the device, compiling each bucket's program once, timed apart."""
+    """Sends groups of steps to the device, compiling each bucket's program once; input timed apart, too."""
 
     def __init__(self, run: Run, buckets: tuple[int, ...]):
-        self._run, self._compiled, self.compile_s = run, {}, 0.0
+        self._run, self._compiled = run, {}
+        self.compile, self.input = Stopwatch(), Stopwatch()
         examples = run.examples
         width, itemsize = examples.frames(0).shape[1], examples.frames(0).itemsize
         self._corpus_bytes = len(examples) * buckets[-1] * width * itemsize
@@ -276,6 +296,12 @@ class _Dispatcher:
         if self._resident:
             self._corpus = resident_corpus(examples, buckets[-1])
             self._steps = step_lib.make_resident_steps(run.spec)
+        elif not run.config.steps_per_dispatch:
+            raise ConfigError(
+                f"train.steps_per_dispatch=0 needs the corpus on the device, but its "
+                f"{self._corpus_bytes / 1e6:.0f} MB are streamed; set a number of steps, or "
+                "train.resident='always'"
+            )
         else:
             self._steps = step_lib.make_stream_steps(run.spec)
 
@@ -283,20 +309,27 @@ class _Dispatcher:
         where = "on the device" if self._resident else "streamed from the cache"
         return f"{len(self._run.examples)} utterances ({self._corpus_bytes / 1e6:.0f} MB) {where}"
 
+    def take(self, groups: Iterator[batching.Group], steps_left: int) -> batching.Group:
+        """The next group, or as many of its steps as are left."""
+        with self.input:
+            return shorten(next(groups), steps_left)
+
     def __call__(self, state, frozen: Frozen, group: batching.Group):
-        if self._resident:
-            rows = pad_group(group, self._run.config.steps_per_dispatch)
-            args = (state, frozen, self._corpus, *rows, len(group.index_KB))
-            static = {"max_frames": group.max_frames}
-            key: tuple = (group.max_frames,)
-        else:
-            args = (state, frozen, self._batches(group))
-            static, key = {}, (group.max_frames, len(group.index_KB))
+        with self.input:
+            args, static, key = self._arguments(state, frozen, group)
         if key not in self._compiled:
-            start_s = time.monotonic()
-            self._compiled[key] = self._steps.lower(*args, **static).compile()
-            self.compile_s += time.monotonic() - start_s
+            with self.compile:
+                self._compiled[key] = self._steps.lower(*args, **static).compile()
         return self._compiled[key](*args)
+
+    def _arguments(self, state, frozen: Frozen, group: batching.Group):
+        """Arguments of the steps, those that a program is made for, and the program's key."""
+        if not self._resident:
+            key = (group.max_frames, len(group.index_KB))
+            return (state, frozen, self._batches(group)), {}, key
+        rows = pad_group(group, dispatch_steps(self._run))
+        args = (state, frozen, self._corpus, *rows, len(group.index_KB))
+        return args, {"max_frames": group.max_frames}, (group.max_frames,)
 
     def _batches(self, group: batching.Group) -> Batch:
         rows = zip(group.index_KB, group.weight_KB, strict=True)
@@ -317,7 +350,7 @@ class _Watch:
 
     def train_s(self) -> float:
         """Seconds of training so far."""
-        return time.monotonic() - self._start_s - self._validate_s - self._dispatch.compile_s
+        return time.monotonic() - self._start_s - self._validate_s - self._dispatch.compile.seconds
 
     @property
     def stopped(self) -> str:
@@ -332,7 +365,8 @@ class _Watch:
     def validate(self, run: Run, state, log: RunLog, done: int) -> None:
         train_s = self.train_s()
         if done > self._first_step:
-            log.write(done, {"train_s": train_s})
+            input_share = self._dispatch.input.seconds / train_s
+            log.write(done, {"train_s": train_s, "input_share": input_share})
         self.validation, seconds = validate_now(run, state, log, done)
         self._validate_s += seconds
         self.validated = done
@@ -373,6 +407,12 @@ def resident_corpus(examples: batching.Examples, max_frames: int) -> Batch:
     everything = np.arange(len(examples))
     corpus = batching.gather(examples, everything, np.ones(len(everything)), max_frames)
     return jax.tree.map(jnp.asarray, corpus)
+
+
+def dispatch_steps(run: Run) -> int:
+    """Steps that a dispatch over a resident corpus has room for."""
+    whole_epoch = -(-len(run.examples) // run.config.batch_size)
+    return run.config.steps_per_dispatch or whole_epoch
 
 
 def pad_group(group: batching.Group, num_steps: int) -> tuple[np.ndarray, np.ndarray]:

@@ -137,11 +137,15 @@ def _summary(
     prepared: setup.Prepared, result: loop.Result, before: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What became of a run; times and peak memory include those of the process `before`."""
+    train_s = result.train_s + before.get("train_s", 0)
+    input_s = result.input_s + before.get("input_s", 0)
     return {
         "finished": result.finished,
         "step": result.step,
         "timed_from_step": before.get("timed_from_step", result.first_step),
-        "train_s": round(result.train_s + before.get("train_s", 0), 2),
+        "train_s": round(train_s, 2),
+        "input_s": round(input_s, 4),
+        "input_share": round(input_s / max(train_s, 1e-9), 5),
         "compile_s": round(result.compile_s + before.get("compile_s", 0), 2),
         "first_step_s": round(max(result.first_group_at_s - process_start_s(), 0), 2),
         "validation": result.validation,
