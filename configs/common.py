@@ -9,7 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from tiny_align_jax import registry
+from tiny_align_jax import registry, shrink
 from tiny_align_jax.data import augment, prompts
 from tiny_align_jax.memory import budget
 from tiny_align_jax.quantize import config as quantize
@@ -60,6 +60,7 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
             "asset": "smollm2-135m-instruct",  # asset name, hub id or folder
             "dtype": "float32",  # what it computes in
             "quantize": from_dataclass(quantize.Config()),  # how its matrices are held
+            "shrink": from_dataclass(shrink.Config()),  # fewer table rows, fewer layers
         }
     )
     config.vocabulary = ConfigDict(

@@ -36,7 +36,7 @@ LAYERS = (
     {"registry"},
     LEAVES,
     {"features", "decode_loop", "scoring"},
-    {"decode", "decode_steered"},
+    {"decode", "decode_steered", "shrink"},
     {"responder"},
     {"aligner", "train"},
     {"language", "reading_config", "related"},

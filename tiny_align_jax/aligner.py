@@ -32,7 +32,7 @@ from tiny_align_jax.types import (
     Reading,
     WeightsError,
 )
-from tiny_align_jax.weights import assets, loading, safetensors
+from tiny_align_jax.weights import assets, loading, safetensors, shrunk
 
 CONFIG_FILE = "config.json"
 CARD_FILE = "projector.json"
@@ -123,7 +123,9 @@ class Aligner:
         folder = Path(workdir)
         config, card = read_workdir(folder)
         encoder_folder = assets.resolve(card["encoder"]["name"], cache_dir)
-        llm_folder = assets.resolve(card["llm"]["name"], cache_dir)
+        whole = assets.resolve(card["llm"]["name"], cache_dir)
+        choice = shrunk.Choice.from_json(card["llm"].get("shrunk", {}))
+        llm_folder = shrunk.resolve(whole, choice, cache_dir)
         check_fingerprints(card, encoder_folder.fingerprint, llm_folder.fingerprint)
         words = tokenizer.load(llm_folder.path)
         rows = vocabulary.from_json(card["vocabulary"], words.token_strings(), words.eos_id, words)

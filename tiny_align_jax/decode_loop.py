@@ -40,6 +40,16 @@ class LanguageModel:
         """Input embeddings of `ids` as the first layer sees them."""
         return self.family.embed(self.config, params, ids)
 
+    def layer_outputs(self, params: PyTree, *args) -> Array:
+        """What every layer gives for the arguments of `apply`, without a cache: [layers, B, N, D]."""
+        module = self.family.LLM(self.config, self.dtype)
+        is_block = lambda part, method: isinstance(part, module.block)  # noqa: E731
+        _, kept = module.apply(
+            {"params": params}, *args, capture_intermediates=is_block, mutable=["intermediates"]
+        )
+        (((outputs_LBND, _), _),) = kept["intermediates"]["layers"]["__call__"]
+        return outputs_LBND
+
     def init_cache(self, batch_size: int, max_length: int) -> PyTree:
         """An empty KV cache."""
         return self.family.init_cache(self.config, batch_size, max_length, self.dtype)

@@ -70,7 +70,7 @@ class Decoder(nn.Module):
         block = nn.remat(self.block, prevent_cse=False) if self.remat else self.block
         layers = nn.scan(
             block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, "intermediates": 0},  # these only where asked for
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),  # pyright: ignore[reportArgumentType]
             length=self.config.num_layers,

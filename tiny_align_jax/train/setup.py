@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 import tiny_align_jax
-from tiny_align_jax import registry
+from tiny_align_jax import registry, shrink
 from tiny_align_jax.data import augment, batching, prompts, splits, tokenizer, vocabulary
 from tiny_align_jax.features import extract, hashing
 from tiny_align_jax.quantize import config as quantize
@@ -25,7 +25,7 @@ from tiny_align_jax.train import init_from, loop, mixture, optimizer, through_ll
 from tiny_align_jax.train.partition import partition
 from tiny_align_jax.train.step import StepSpec, TrainState, init_state, with_constants
 from tiny_align_jax.types import ConfigError, DataError, Frozen, PyTree, Reading, Utterance
-from tiny_align_jax.weights import assets, loading
+from tiny_align_jax.weights import assets, loading, shrunk
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     variants = config["features"].get("variants", ())
     split = mixture.extend(read_split(config), mixture_config, dataset, variants)
     splits.refuse_leaks(split, config["split"]["shared_speakers"], audio_digests(split, cache_dir))
-    llm_folder = assets.resolve(config["llm"]["asset"], cache_dir)
+    llm_folder, choice = _llm(config, cache_dir, split)
     words = tokenizer.load(llm_folder.path)
     rows = vocabulary.build(
         config["vocabulary"]["kind"],
@@ -124,6 +124,7 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
             "name": config["llm"]["asset"],
             "fingerprint": llm_folder.fingerprint,
             "quantize": dataclasses.asdict(held_llm(config)),
+            "shrunk": dataclasses.asdict(choice),
             "dim": frozen.table_VD.shape[1],
             "out_rms": table_rms,
         },
@@ -140,6 +141,17 @@ def first_state(run: loop.Run, card: Mapping[str, Any]) -> TrainState:
         params = init_from.load(run.config.init_from, params, card)
     trainable, fixed = partition(params, run.config.trainable, run.config.fixed)
     return init_state(run.spec, trainable, fixed, run.seed)
+
+
+def _llm(
+    config: Mapping[str, Any], cache_dir: str, split: splits.Split
+) -> tuple[assets.ModelFolder, shrunk.Choice]:
+    """The run's LLM, smaller if the config says so, and what stayed of it."""
+    whole, texts = assets.resolve(config["llm"]["asset"], cache_dir), [u.text for u in split.train]
+    how = registry.make_config(shrink, config["llm"].get("shrink", {}))
+    prompt = registry.make_config(prompts, config.get("prompt", {}))
+    choice = shrink.choose(how, whole, texts, prompt, held_llm(config))
+    return shrunk.resolve(whole, choice, cache_dir), choice
 
 
 def step_spec(config: Mapping[str, Any], dim: int, out_rms: float, llm: Any = None) -> StepSpec:

@@ -26,6 +26,7 @@ __all__ = [
     "GROUPS",
     "Asset",
     "ModelFolder",
+    "cached",
     "local_config",
     "open_folder",
     "resolve",
@@ -47,7 +48,7 @@ def resolve(name_or_path: str | os.PathLike, cache_dir: str | os.PathLike) -> Mo
     path = Path(name).expanduser()
     if name in ASSETS and not folder.is_model_folder(path):
         asset = ASSETS[name]
-        return _cached(name, cache, lambda staging: _fetch(asset, staging))
+        return cached(name, cache, lambda staging: _fetch(asset, staging))
     if path.exists():
         return _local(path, cache)
     if _hub.is_hub_id(name):
@@ -98,7 +99,7 @@ def _converted(file: Path, convert: Callable[[Path, Path], None], cache: Path) -
             staging, name=name, source=str(file), licence="unknown", weights=[WEIGHTS_FILE]
         )
 
-    return _cached(name, cache, build)
+    return cached(name, cache, build)
 
 
 def _from_hub(hub_id: str, cache: Path) -> ModelFolder:
@@ -113,7 +114,7 @@ def _from_hub(hub_id: str, cache: Path) -> ModelFolder:
         )
 
     try:
-        return _cached(_hub.folder_name(hub_id), cache, build)
+        return cached(_hub.folder_name(hub_id), cache, build)
     except _hub.HubUnreachable as error:
         packaged = next((a.name for a in ASSETS.values() if a.hub_id == hub_id), None)
         if packaged is None:
@@ -122,8 +123,14 @@ def _from_hub(hub_id: str, cache: Path) -> ModelFolder:
         return resolve(packaged, cache)
 
 
-def _cached(name: str, cache: Path, build: Callable[[Path], None]) -> ModelFolder:
-    """The cached folder `name`; `build` fills it, under a lock, if it is missing or damaged."""
+def cached(name: str, cache: Path, build: Callable[[Path], None]) -> ModelFolder:
+    """The cached folder `name`; `build` fills it, under a lock, if it is missing or damaged.
+
+    Args:
+        name: of the folder, below `cache`.
+        cache: folder of models.
+        build: fills an empty folder, `folder.write_record` last.
+    """
     final = cache / name
     if _flaw(final):
         with clear_disk_errors(cache):
