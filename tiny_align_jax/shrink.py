@@ -112,9 +112,9 @@ def layer_scores(
     drawn = np.random.default_rng(0).permutation(len(texts))[:_NUM_CALIBRATED]
     rows = []
     for index in drawn:
-        spoken = words.encode(" " + vocabulary.spoken_form(texts[index]))
-        answer = words.encode(vocabulary.spoken_form(texts[index]))
-        rows.append([*built.prefix_ids, *spoken, *built.suffix_ids, *answer])
+        said = vocabulary.spoken_form(texts[int(index)])
+        asked = [*built.prefix_ids, *words.encode(" " + said), *built.suffix_ids]
+        rows.append([*asked, *words.encode(said)])
     ids_BN = np.zeros((len(rows), max(map(len, rows))), np.int32)
     mask_BN = np.zeros(ids_BN.shape, bool)
     for i, row in enumerate(rows):
