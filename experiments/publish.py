@@ -22,7 +22,7 @@ _ABOUT = flags.DEFINE_string(
     "about", "published/about.md", "Markdown: data, licences, intended use and limits."
 )
 _COMMAND = flags.DEFINE_string("command", "", "Command that trains it, for the card.")
-_REPLAY = flags.DEFINE_integer("replay", 32, "Training utterances that travel for personalisation.")
+_REPLAY = flags.DEFINE_integer("replay", 24, "Training utterances that travel for personalisation.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 
 

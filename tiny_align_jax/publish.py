@@ -18,7 +18,7 @@ import numpy as np
 
 from tiny_align_jax import evaluate, scoring
 from tiny_align_jax.adapt import replay
-from tiny_align_jax.aligner import CONFIG_FILE, WEIGHTS_FILE, Aligner
+from tiny_align_jax.aligner import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Aligner
 from tiny_align_jax.features import cache
 from tiny_align_jax.train import checkpoint, run
 from tiny_align_jax.types import CheckpointError, ConfigError
@@ -41,7 +41,7 @@ class Config:
         command: trains the projector; for the card.
     """
 
-    replay_count: int = 32
+    replay_count: int = 24
     max_wer_change: float = 0.002
     command: str = ""
 
@@ -81,6 +81,7 @@ def publish(
     folder.mkdir(parents=True, exist_ok=True)
     weights = safetensors.load_tree(source / WEIGHTS_FILE)
     checkpoint.export(folder, weights, base.card, np.float16)
+    _write_compact(folder / CARD_FILE, base.card)
     num_bytes = (folder / WEIGHTS_FILE).stat().st_size
     if num_bytes > MAX_BYTES:
         raise CheckpointError(
@@ -158,6 +159,12 @@ def without_paths(config: Any, key: str = "") -> Any:
     if not _is_path(config):
         return config
     return "" if key in _PATH_OF_FOLDER else PurePosixPath(config.replace("\\", "/")).name
+
+
+def _write_compact(path: Path, card: Mapping[str, Any]) -> None:
+    """One line a section: the table's rows are ten thousand numbers."""
+    lines = ",\n".join(f" {json.dumps(key)}: {json.dumps(value)}" for key, value in card.items())
+    path.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
 
 
 def _is_path(value: Any) -> bool:

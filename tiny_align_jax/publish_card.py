@@ -84,9 +84,7 @@ def _scores(folder: Path) -> str:
 
 def _conversion(found: Mapping[str, Any]) -> str:
     if not found["weights_changed"]:
-        return (
-            "The weights were trained in more digits, kept in float16, and scored as they are here."
-        )
+        return "The scored weights are those of this file, digit for digit."
     return (
         f"By the conversion to float16 {found['num_changed']} of {found['num_utterances']} validation readings "
         f"changed; WER {found['wer_original']:.4f} before, {found['wer_published']:.4f} after. The scores above "
