@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_world
-from tiny_align_jax import aligner, publish, publish_card
+from tiny_align_jax import aligner, publish, publish_card, reading, reading_config
 from tiny_align_jax.adapt import replay
 from tiny_align_jax.types import CheckpointError, ConfigError
 
@@ -37,8 +37,16 @@ def base(world):
     return dataclasses.replace(loaded, config={**loaded.config, "split": split})
 
 
+SENTENCES = ["the green door", "seven old dogs"]
+
+
 @pytest.fixture(scope="module")
 def published(world, base):
+    sentences = world.audio.parent / "written.txt"
+    sentences.write_text("\n".join(SENTENCES) + "\n")
+    tuned = {"method": "beam", "ngram_weight": 0.3, "ngram_texts": str(sentences)}
+    about = {"methods": {"beam": tuned}, "greedy_wer": 0.5, "num_utterances": 3}
+    (world.workdir / "reading.json").write_text(json.dumps(about))
     folder = pathlib.Path("published")
     config = publish.Config(replay_count=4, command="train it", max_wer_change=1.0)
     return folder, publish.publish(base, world.workdir, folder, str(world.cache_dir), config)
@@ -53,6 +61,19 @@ def test_the_folder_is_half_as_large_and_reads_the_same(world, base, published):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6)
     assert about["conversion"]["weights_changed"] and about["conversion"]["num_utterances"] == 11
     assert len(replay.load(folder / replay.FILE, found.vocabulary).frames) == 1
+
+
+def test_a_tuned_reading_travels_with_its_texts_and_needs_no_corpus(world, base, published):
+    folder, _ = published
+    how = reading_config.load_config(folder, "beam")
+    found = aligner.Aligner.load(folder, world.cache_dir, need_llm=False)
+    reader = reading.load(found, world.cache_dir, how)
+    original = reading_config.load_config(world.workdir, "beam")
+    there = reading.load(base, world.cache_dir, original)
+    frames = [np.random.default_rng(0).normal(size=(40, 16)).astype(np.float16)]
+    assert reader.read(frames) == there.read(frames)
+    lines = [pathlib.Path(p).read_text().splitlines() for p in (how.transcripts, how.ngram_texts)]
+    assert lines == [reading.transcripts(base), SENTENCES]
 
 
 def test_no_path_of_this_machine_is_published(world, base, published):

@@ -1,8 +1,9 @@
 """A trained projector as a folder that others can use: float16, checked, without paths of the machine.
 
 The folder holds what `Aligner.load` reads (projector.safetensors, projector.json, config.json), the replay
-that personalisation needs (replay.safetensors), how it was trained and what the conversion changed
-(publish.json), scores (metrics*.json) and a model card (README.md, by `publish_card`).
+that personalisation needs (replay.safetensors), tuned reading with its texts (reading.json, *.txt), how
+it was trained and what the conversion changed (publish.json), scores (metrics*.json) and a model card
+(README.md, by `publish_card`).
 """
 
 import dataclasses
@@ -16,7 +17,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from tiny_align_jax import evaluate, scoring
+from tiny_align_jax import evaluate, reading, reading_config, scoring
 from tiny_align_jax.adapt import replay
 from tiny_align_jax.aligner import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Aligner
 from tiny_align_jax.features import cache
@@ -26,6 +27,8 @@ from tiny_align_jax.weights import safetensors
 
 ABOUT_FILE = "publish.json"
 METRICS = "metrics*.json"
+TRANSCRIPTS_FILE = "transcripts.txt"
+SENTENCES_FILE = "sentences.txt"
 MAX_BYTES = 10_000_000
 NORMALIZER = "whisper_english"
 _PATH_OF_FOLDER = ("root", "cache_dir", "voice")  # keys of a config that name folders, not files
@@ -90,6 +93,7 @@ def publish(
         )
     checkpoint.write_json(folder / CONFIG_FILE, without_paths(base.config))
     replay.save(folder / replay.FILE, replay.of_corpus(base, cache_dir, config.replay_count))
+    copy_reading(base, source, folder)
     about = {
         "num_parameters": run.count(weights),
         "num_bytes": num_bytes,
@@ -112,6 +116,21 @@ def publish(
         for path in sorted(source.glob(METRICS)):
             shutil.copyfile(path, folder / path.name)
     return about
+
+
+def copy_reading(base: Aligner, source: Path, folder: Path) -> None:
+    """Takes tuned reading along, with the texts that it counts and shows: it then needs no corpus."""
+    if not (source / reading_config.FILE).is_file():
+        return
+    tuned = json.loads((source / reading_config.FILE).read_text(encoding="utf-8"))
+    (folder / TRANSCRIPTS_FILE).write_text("\n".join(reading.transcripts(base)) + "\n", "utf-8")
+    for settings in tuned["methods"].values():
+        settings["transcripts"] = TRANSCRIPTS_FILE
+        if settings["ngram_texts"]:
+            shutil.copyfile(_beside(source, settings["ngram_texts"]), folder / SENTENCES_FILE)
+            settings["ngram_texts"] = SENTENCES_FILE
+    kept = {key: tuned[key] for key in ("methods", "greedy_wer", "num_utterances")}
+    checkpoint.write_json(folder / reading_config.FILE, kept)
 
 
 def compare(
@@ -159,6 +178,11 @@ def without_paths(config: Any, key: str = "") -> Any:
     if not _is_path(config):
         return config
     return "" if key in _PATH_OF_FOLDER else PurePosixPath(config.replace("\\", "/")).name
+
+
+def _beside(source: Path, name: str) -> Path:
+    """A text file of a reading: relative to its reading.json, or to where tuning ran."""
+    return source / name if (source / name).is_file() else Path(name)
 
 
 def _write_compact(path: Path, card: Mapping[str, Any]) -> None:

@@ -249,20 +249,17 @@ def load(aligner: Aligner, cache_dir: str | os.PathLike, config: Config) -> Read
     if config.method == "greedy":
         return None
     members = [Aligner.load(m, cache_dir, need_llm=False) for m in config.members]
-    needs_text = config.ngram_weight or (config.needs_llm and config.context)
-    return Reader(aligner, config, transcripts(aligner) if needs_text else (), members)
+    texts: Sequence[str] = ()
+    if config.transcripts:
+        texts = _lines("transcripts", config.transcripts)
+    elif config.ngram_weight or (config.needs_llm and config.context):
+        texts = transcripts(aligner)
+    return Reader(aligner, config, texts, members)
 
 
 def _count(aligner: Aligner, config: Config, texts: Sequence[str]) -> ngram.Ngram:
     """N-grams of the transcripts and of the further sentences; those that no rows spell are left out."""
-    further = []
-    if config.ngram_texts:
-        try:
-            further = Path(config.ngram_texts).read_text(encoding="utf-8").splitlines()
-        except OSError as error:
-            raise ConfigError(
-                f"ngram_texts={config.ngram_texts!r} cannot be read: {error}"
-            ) from error
+    further = _lines("ngram_texts", config.ngram_texts) if config.ngram_texts else []
     rows, left_out = [], 0
     for text in [*texts, *further]:
         try:
@@ -274,6 +271,13 @@ def _count(aligner: Aligner, config: Config, texts: Sequence[str]) -> ngram.Ngra
             "%d of %d sentences left out of the n-grams", left_out, len(texts) + len(further)
         )
     return ngram.build(rows, len(aligner.vocabulary), config.ngram_order)
+
+
+def _lines(key: str, path: str) -> list[str]:
+    try:
+        return Path(path).read_text(encoding="utf-8").splitlines()
+    except OSError as error:
+        raise ConfigError(f"{key}={path!r} cannot be read: {error}") from error
 
 
 def _check_members(aligner: Aligner, members: Sequence[Aligner]) -> None:

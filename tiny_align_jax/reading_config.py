@@ -25,6 +25,7 @@ from tiny_align_jax.types import ConfigError
 
 METHODS = ("greedy", "beam", "rescore", "fusion")
 FILE = "reading.json"
+TEXT_FILES = ("ngram_texts", "transcripts")  # their names may be relative to reading.json's folder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,7 @@ class Config:
         llm_weight, ngram_weight, row_bonus: of the score.
         ngram_order: longest n-gram.
         ngram_texts: further sentences for the n-gram model, a file of one a line; never test text.
+        transcripts: training transcripts, a file of one a line; '' takes them from the corpus.
         context: training sentences that the LLM sees before a text.
         seed: of the draw of those sentences.
         consensus: 0 takes the best text; above, the text with the fewest expected word errors against
@@ -55,6 +57,7 @@ class Config:
     row_bonus: float = 1.0
     ngram_order: int = 3
     ngram_texts: str = ""
+    transcripts: str = ""
     context: int = 24
     seed: int = 0
     consensus: float = 0.0
@@ -106,4 +109,9 @@ def load_config(
             path,
             method,
         )
-    return registry.make_config(sys.modules[__name__], {**saved, "method": method})
+    beside = {
+        key: str(path.parent / saved[key])
+        for key in TEXT_FILES
+        if saved.get(key) and (path.parent / saved[key]).is_file()
+    }
+    return registry.make_config(sys.modules[__name__], {**saved, **beside, "method": method})
