@@ -19,7 +19,7 @@ $(VENV)/.installed-%: requirements.txt pyproject.toml constraints/pinned.txt
 	$(BIN)/pip install $(PIP_FLAGS) -c constraints/pinned.txt -e ".[$(EXTRAS)]"
 	@touch $@
 
-quickstart: install  ## weights, spoken corpus, training, evaluation, one answered recording (about 8 minutes on two cores)
+quickstart: install  ## weights, spoken corpus, training, evaluation, a user's copy of a base, one answered recording (below 10 minutes on two cores)
 	$(BIN)/python -m experiments.quickstart --workdir=$(WORKDIR)
 
 quickstart-short: install  ## the same with a smaller corpus and fewer steps

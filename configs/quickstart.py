@@ -13,7 +13,9 @@ from configs import common
 def get_config(arg: str = ""):
     """`arg` is 'short' for the form that CI runs."""
     config = common.base()
-    config.dataset = common.plugin("datasets", "synthetic", num_train=600, num_test=60)
+    config.dataset = common.plugin(
+        "datasets", "synthetic", num_train=480, num_test=60, num_speakers=4
+    )
     config.split.update(validation="validation", validation_speakers=0, shared_speakers=True)
     config.encoder.window_s = 5.12  # the longest sentence takes about 4 s
     config.features.batch_size = 8
@@ -22,10 +24,10 @@ def get_config(arg: str = ""):
         num_layers=2, dim=256, num_heads=4, mlp_dim=512, positions="rotary"
     )
     config.optimizer.learning_rate = 1.5e-3
-    config.train.update(num_steps=900, batch_size=16, num_buckets=2, validate_every=300)
+    config.train.update(num_steps=700, batch_size=16, num_buckets=2, validate_every=350)
     if arg == "short":
-        config.dataset.synthetic.update(num_train=240, num_validation=20, num_test=24)
-        config.train.update(num_steps=400, num_buckets=1, validate_every=0)
+        config.dataset.synthetic.update(num_train=144, num_validation=12, num_test=24)
+        config.train.update(num_steps=250, num_buckets=1, validate_every=0)
     elif arg:
         raise ValueError(f"quickstart: unknown argument {arg!r}; expected '' or 'short'")
     return config.lock()
