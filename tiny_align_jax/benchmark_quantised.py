@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from tiny_align_jax import decode_loop, registry
 from tiny_align_jax.benchmark_decode import generate
-from tiny_align_jax.benchmark_sizes import Size
+from tiny_align_jax.benchmark_sizes import SIZES, DecodeShape, Size
 from tiny_align_jax.benchmark_timing import Row, is_accelerator, tree_bytes
 from tiny_align_jax.quantize import grouped
 from tiny_align_jax.quantize.config import Config
@@ -48,6 +48,13 @@ def decode_quantised(size: Size, size_name: str) -> list[Row]:
             named = dataclasses.replace(row, case="decode_quantised", variant=variant, facts=facts)
             rows.append(named)
     return rows
+
+
+def tokens_per_s(model: decode_loop.LanguageModel, params: PyTree, shape: DecodeShape) -> float:
+    """Greedy tokens a second at batch 1."""
+    size = dataclasses.replace(SIZES["tiny"], decode=shape)  # of it, only `decode` is read
+    row = generate(size, "", model, params, count_params(params), 1)
+    return row.facts["tokens_per_s"]
 
 
 def count_params(params: PyTree) -> int:

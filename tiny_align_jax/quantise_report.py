@@ -20,32 +20,48 @@ import tqdm
 from absl import logging
 
 from tiny_align_jax import (
-    benchmark_decode,
     benchmark_quantised,
     decode,
     evaluate,
     language,
+    registry,
     scoring,
+    shrink,
     transcribe,
 )
 from tiny_align_jax.aligner import Aligner
-from tiny_align_jax.benchmark_sizes import SIZES, DecodeShape
+from tiny_align_jax.benchmark_sizes import DecodeShape
 from tiny_align_jax.benchmark_timing import machine, tree_bytes
-from tiny_align_jax.data import vocabulary
+from tiny_align_jax.data import prompts, tokenizer, vocabulary
 from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.responder import Llm
 from tiny_align_jax.train import setup
-from tiny_align_jax.types import AudioError, ConfigError, PyTree
-from tiny_align_jax.weights import loading, quantised
+from tiny_align_jax.types import AudioError, ConfigError
+from tiny_align_jax.weights import loading, quantised, shrunk
 
 FLOAT = "float32"
-FORMS: dict[str, quantize.Config] = {
-    FLOAT: quantize.Config(),
-    "int8": quantize.Config("int8"),
-    "int4": quantize.Config("int4"),
-    "int4, table too": quantize.Config("int4", table="int4"),
-    "int4, symmetric": quantize.Config("int4", minimum=False),
-    "gguf": quantize.Config("gguf"),
+_AS_LOADED, _WHOLE = quantize.Config(), shrink.Config()
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """One form of an LLM: how its matrices are held, and what of it stays."""
+
+    held: quantize.Config = _AS_LOADED
+    smaller: shrink.Config = _WHOLE
+
+
+_TRIMMED = shrink.Config(vocabulary=shrink.TRAIN)
+FORMS: dict[str, Form] = {
+    FLOAT: Form(),
+    "int8": Form(quantize.Config("int8")),
+    "int4": Form(quantize.Config("int4")),
+    "int4-table": Form(quantize.Config("int4", table="int4")),
+    "int4-symmetric": Form(quantize.Config("int4", minimum=False)),
+    "gguf": Form(quantize.Config("gguf")),
+    "trimmed": Form(smaller=_TRIMMED),
+    "gguf-trimmed": Form(quantize.Config("gguf"), _TRIMMED),
+    **{f"drop-{n}": Form(smaller=shrink.Config(drop_layers=n)) for n in (1, 2, 4)},
 }
 _ANSWERS = decode.Config(max_new_tokens=32)
 _SPEED = DecodeShape(prompt_tokens=64, new_tokens=64)
@@ -81,11 +97,12 @@ class Config:
 
 @dataclasses.dataclass(frozen=True)
 class Heard:
-    """What every form is asked about: utterances, what the projector heard, lines before a text."""
+    """What every form is asked about: utterances and what the projector heard; training transcripts."""
 
     utterances: tuple[Any, ...]
     frames: list[np.ndarray]
     texts: list[str]
+    train_texts: list[str]
     context: tuple[str, ...]
 
 
@@ -109,7 +126,7 @@ def run(aligner: Aligner, cache_dir: str, config: Config, *, progress: bool = Fa
     forms = [FLOAT, *(name for name in config.forms if name != FLOAT)]
     rows, answers = [], {}
     for name in tqdm.tqdm(forms, desc="forms", disable=not progress):
-        row, found = _measure(aligner, name, heard, config)
+        row, found = _measure(aligner, name, heard, config, cache_dir)
         rows.append(row)
         answers |= {f"{kind} {name}": texts for kind, texts in found.items()}
         logging.info("%s: %s", name, row)
@@ -135,21 +152,24 @@ def _hear(aligner: Aligner, cache_dir: str, config: Config, progress: bool) -> H
     )
     utterances, frames, _, _ = evaluate.frames_of(aligner, cache_dir, chosen, progress=progress)
     texts, _ = evaluate.hear_all(aligner, frames, chosen, progress=progress)
-    train = setup.read_split(aligner.config).train
+    train = [u.text for u in setup.read_split(aligner.config).train]
     drawn = np.random.default_rng(config.seed).permutation(len(train))[:_CONTEXT_LINES]
-    context = tuple(vocabulary.spoken_form(train[i].text) for i in drawn)
-    return Heard(utterances, frames, texts, context)
+    context = tuple(vocabulary.spoken_form(train[i]) for i in drawn)
+    return Heard(utterances, frames, texts, train, context)
 
 
 def _measure(
-    aligner: Aligner, name: str, heard: Heard, config: Config
+    aligner: Aligner, name: str, heard: Heard, config: Config, cache_dir: str
 ) -> tuple[dict[str, Any], dict[str, list[str]]]:
     """One form's figures, and its answers to what was heard and to the truth."""
+    form, prompt = FORMS[name], registry.make_config(prompts, aligner.config.get("prompt", {}))
+    choice = shrink.choose(form.smaller, aligner.llm_folder, heard.train_texts, prompt)
+    folder = shrunk.resolve(aligner.llm_folder, choice, cache_dir)
     began_s = time.monotonic()
-    loaded = loading.load_llm(aligner.llm_folder, jnp.float32, FORMS[name])
+    loaded = loading.load_llm(folder, jnp.float32, form.held)
     load_s = time.monotonic() - began_s
     llm = Llm(decode.LanguageModel(loaded.module, loaded.config, jnp.float32), loaded.params)
-    asked = dataclasses.replace(aligner, llm=llm)
+    asked = dataclasses.replace(aligner, llm=llm, tokenizer=tokenizer.load(folder.path))
     truth = [vocabulary.spoken_form(u.text) for u in heard.utterances]
     began_s = time.monotonic()
     answer = _answers(asked, {*truth, *heard.texts}, config)
@@ -159,12 +179,14 @@ def _measure(
     row = {
         "name": name,
         "weight_bytes": tree_bytes(loaded.params),
+        "num_rows": loaded.config.vocab_size,
+        "num_layers": loaded.config.num_layers,
         "load_s": round(load_s, 2),
         "answer_s": round(answer_s, 1),
         "perplexity": math.exp(-float(np.sum(judge.log_probs(truth))) / num_tokens),
     }
     if config.speed:
-        row["tokens_per_s"] = _tokens_per_s(llm, loaded.params, config.speed)
+        row["tokens_per_s"] = benchmark_quantised.tokens_per_s(llm.model, llm.params, config.speed)
     found = {"oracle": [answer[t] for t in truth], "heard": [answer[t] for t in heard.texts]}
     return row, found
 
@@ -175,13 +197,6 @@ def _answers(asked: Aligner, texts: set[str], config: Config) -> dict[str, str]:
     responder = asked.responder(settings=config.answers)
     made = responder.answer([asked.embed_text(t) for t in ordered])
     return {text: a.text for text, a in zip(ordered, made, strict=True)}
-
-
-def _tokens_per_s(llm: Llm, params: PyTree, shape: DecodeShape) -> float:
-    size = dataclasses.replace(SIZES["tiny"], decode=shape)  # of it, only `decode` is read
-    count = benchmark_quantised.count_params(params)
-    row = benchmark_decode.generate(size, "", llm.model, llm.params, count, 1)
-    return row.facts["tokens_per_s"]
 
 
 def _add_rouge(rows: list[dict], answers: Mapping[str, Sequence[str]], heard: Heard) -> None:
@@ -205,7 +220,7 @@ def _encoders(aligner: Aligner, heard: Heard, config: Config) -> list[dict[str, 
     utterances = heard.utterances[:count]
     rows, systems, frames = [], {}, {}
     for name in (FLOAT, "int8"):
-        held = {"quantize": dataclasses.asdict(FORMS[name])}
+        held = {"quantize": dataclasses.asdict(FORMS[name].held)}
         card = {**aligner.card, "encoder": {**aligner.card["encoder"], **held}}
         own = dataclasses.replace(aligner, card=card)
         frames[name], seconds = _encode(own, utterances)
@@ -265,13 +280,14 @@ def table(report: Mapping[str, Any]) -> str:
         f"{report['llm']} on {report['num_utterances']} validation utterances of "
         f"{report['num_speakers']} speakers; {report['machine']}.",
         "",
-        "| form | weights, MB | x GGUF file | perplexity | repeat, true text | change | "
+        "| form | rows, layers | weights, MB | x GGUF file | perplexity | repeat, true text | change | "
         "repeat, heard | change | tokens/s | x float32 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in report["forms"]:
         cells = [
             row["name"],
+            f"{row['num_rows']}, {row['num_layers']}",
             f"{row['weight_bytes'] / 1e6:.1f}",
             f"{row['weight_bytes'] / file:.2f}" if file else "",
             f"{row['perplexity']:.2f}",
@@ -298,7 +314,7 @@ def _encoder_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     lines = [
         f"Encoder on {rows[0]['num_utterances']} of these utterances:",
         "",
-        "| form | weights, MB | error of frames | WER of the reading | change | s an utterance |",
+        "| form | rows, layers | weights, MB | error of frames | WER of the reading | change | s an utterance |",
         "| --- | --- | --- | --- | --- | --- |",
     ]
     return lines + [
