@@ -24,6 +24,7 @@ from tiny_align_jax import (
     decode,
     evaluate,
     language,
+    quantise_qwix,
     registry,
     scoring,
     shrink,
@@ -36,7 +37,7 @@ from tiny_align_jax.data import prompts, tokenizer, vocabulary
 from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.responder import Llm
 from tiny_align_jax.train import setup
-from tiny_align_jax.types import AudioError, ConfigError
+from tiny_align_jax.types import AudioError, ConfigError, PyTree
 from tiny_align_jax.weights import loading, quantised, shrunk
 
 FLOAT = "float32"
@@ -45,10 +46,11 @@ _AS_LOADED, _WHOLE = quantize.Config(), shrink.Config()
 
 @dataclasses.dataclass(frozen=True)
 class Form:
-    """One form of an LLM: how its matrices are held, and what of it stays."""
+    """One form of an LLM: how its matrices are held, what of it stays; `qwix`: what qwix makes of floats."""
 
     held: quantize.Config = _AS_LOADED
     smaller: shrink.Config = _WHOLE
+    qwix: str = ""
 
 
 _TRIMMED = shrink.Config(vocabulary=shrink.TRAIN)
@@ -61,6 +63,8 @@ FORMS: dict[str, Form] = {
     "gguf": Form(quantize.Config("gguf")),
     "trimmed": Form(smaller=_TRIMMED),
     "gguf-trimmed": Form(quantize.Config("gguf"), _TRIMMED),
+    "int8-qwix": Form(qwix="int8"),
+    "int4-qwix": Form(qwix="int4"),
     **{f"drop-{n}": Form(smaller=shrink.Config(drop_layers=n)) for n in (1, 2, 4)},
 }
 _ANSWERS = decode.Config(max_new_tokens=32)
@@ -123,7 +127,7 @@ def run(aligner: Aligner, cache_dir: str, config: Config, *, progress: bool = Fa
         TinyAlignError: of the corpus or the features.
     """
     heard = _hear(aligner, cache_dir, config, progress)
-    forms = [FLOAT, *(name for name in config.forms if name != FLOAT)]
+    forms = [FLOAT, *(name for name in config.forms if name != FLOAT and _can_run(name))]
     rows, answers = [], {}
     for name in tqdm.tqdm(forms, desc="forms", disable=not progress):
         row, found = _measure(aligner, name, heard, config, cache_dir)
@@ -144,6 +148,13 @@ def run(aligner: Aligner, cache_dir: str, config: Config, *, progress: bool = Fa
         "machine": machine(jax.devices()[0]),
         "versions": setup.versions(),
     }
+
+
+def _can_run(name: str) -> bool:
+    if not FORMS[name].qwix or quantise_qwix.is_installed():
+        return True
+    logging.warning("%s left out: qwix is not installed (the extra 'qwix')", name)
+    return False
 
 
 def _hear(aligner: Aligner, cache_dir: str, config: Config, progress: bool) -> Heard:
@@ -167,8 +178,9 @@ def _measure(
     folder = shrunk.resolve(aligner.llm_folder, choice, cache_dir)
     began_s = time.monotonic()
     loaded = loading.load_llm(folder, jnp.float32, form.held)
+    params = quantise_qwix.quantise(loaded.params, form.qwix) if form.qwix else loaded.params
     load_s = time.monotonic() - began_s
-    llm = Llm(decode.LanguageModel(loaded.module, loaded.config, jnp.float32), loaded.params)
+    llm = Llm(decode.LanguageModel(loaded.module, loaded.config, jnp.float32), params)
     asked = dataclasses.replace(aligner, llm=llm, tokenizer=tokenizer.load(folder.path))
     truth = [vocabulary.spoken_form(u.text) for u in heard.utterances]
     began_s = time.monotonic()
@@ -178,7 +190,7 @@ def _measure(
     judge = language.LlmJudge(llm, asked.tokenizer, heard.context)
     row = {
         "name": name,
-        "weight_bytes": tree_bytes(loaded.params),
+        "weight_bytes": held_bytes(params),
         "num_rows": loaded.config.vocab_size,
         "num_layers": loaded.config.num_layers,
         "load_s": round(load_s, 2),
@@ -189,6 +201,14 @@ def _measure(
         row["tokens_per_s"] = benchmark_quantised.tokens_per_s(llm.model, llm.params, config.speed)
     found = {"oracle": [answer[t] for t in truth], "heard": [answer[t] for t in heard.texts]}
     return row, found
+
+
+def held_bytes(params: PyTree) -> int:
+    """Bytes of arrays; two 4-bit numbers count as one byte, which an array of theirs need not take."""
+    leaves = jax.tree.leaves(params)
+    return sum(
+        x.size * (4 if x.dtype.name == "int4" else 8 * x.dtype.itemsize) // 8 for x in leaves
+    )
 
 
 def _answers(asked: Aligner, texts: set[str], config: Config) -> dict[str, str]:
