@@ -43,6 +43,9 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         logging.set_verbosity(logging.INFO)
         _set_up_jax()
         _device.log()
+        from tiny_align_jax import heap  # imports JAX: after its settings
+
+        heap.give_back_after_compiling()
         # Orbax and JAX tell their every step at INFO; a reader of a training log wants ours.
         std_logging.getLogger("absl").addFilter(_ours_or_warning)
         try:

@@ -8,10 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import registry
-from tiny_align_jax.adapt import delta, fit
+from tiny_align_jax.adapt import delta, fit, recipe
 from tiny_align_jax.aligner import Ear
-from tiny_align_jax.data import augment
 from tiny_align_jax.memory.budget import Config, Part, Stage
 from tiny_align_jax.memory.shapes import Shapes, shape
 from tiny_align_jax.memory.stages import Compiler, encoding, process, tree_bytes, weights
@@ -20,7 +18,6 @@ from tiny_align_jax.types import PyTree
 NUM_UTTERANCES = 14
 # What `configs/personalize.py` does unless it is told otherwise.
 DEFAULT_METHOD = {"low_rank": ("projector/.*kernel",)}
-DEFAULT_REPLAY = 64
 _RECORDED_AT_ONCE = 7  # of `adapt.user.record`
 _JOBS = 2  # without the validation utterances, and with them
 
@@ -56,19 +53,16 @@ def personalisation(shapes: Shapes, device: Config) -> Stage:
 
 
 def _how(shapes: Shapes) -> tuple[delta.Method, fit.Config, int]:
-    sections = shapes.config.get("personalize", {})
-    sizes = dict(sections.get("fit", {}))
-    noise = registry.make_dataclass(augment.Config, sizes.pop("augment", {}))
-    config = registry.make_dataclass(fit.Config, {**sizes, "augment": noise})
-    replayed = sections.get("adapt", {}).get("replay_count", DEFAULT_REPLAY)
+    sections = {"method": DEFAULT_METHOD, **shapes.config.get("personalize", {})}
+    how = recipe.of_sections(sections)
+    replayed = how.adapt.replay_count
     config = dataclasses.replace(
-        config,
-        replay_size=config.replay_size if replayed else 0,
-        jobs_at_once=min(config.jobs_at_once, _JOBS),
+        how.fit,
+        replay_size=how.fit.replay_size if replayed else 0,
+        jobs_at_once=min(how.fit.jobs_at_once, _JOBS),
         keep_deltas=True,
     )
-    method = registry.make_dataclass(delta.Method, sections.get("method", DEFAULT_METHOD))
-    return method, config, replayed
+    return how.method, config, replayed
 
 
 def _spec(shapes: Shapes, method: delta.Method, config: fit.Config) -> tuple[fit.Spec, PyTree]:

@@ -1,0 +1,29 @@
+"""Memory that the C library keeps for later, given back to the system.
+
+XLA's compiler frees hundreds of megabytes when it is done, which glibc keeps: after compiling a training
+step, 441 of 453 MB went back in 0.3 s, and the process's peak fell from 2.26 to 1.75 GB (Whisper tiny.en,
+SmolLM2, two cores). On a board that is what the step itself needs.
+"""
+
+import ctypes
+
+import jax
+
+_COMPILED_EVENT = "/jax/core/compile/backend_compile_duration"
+_LONG_COMPILE_S = 0.5  # shorter ones leave little behind
+
+
+def give_back() -> bool:
+    """Returns free pages of the heap to the system; False where the C library cannot (only glibc can)."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    return bool(trim and trim(0))
+
+
+def give_back_after_compiling() -> None:
+    """From now on in this process, after every compilation that took long."""
+    jax.monitoring.register_event_duration_secs_listener(_after)
+
+
+def _after(event: str, duration_s: float, **unused) -> None:
+    if event == _COMPILED_EVENT and duration_s >= _LONG_COMPILE_S:
+        give_back()

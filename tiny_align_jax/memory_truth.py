@@ -1,0 +1,287 @@
+"""Predicted against measured memory: real stages over random weights and noise, a process each.
+
+A world is an encoder and an LLM of published shapes, a corpus of noise and a projector that has not been
+trained. Its stages then run one after the other, each in a process of its own that does what the
+command of that stage does, reads the peaks, and only then asks the planner.
+
+<out>/worlds/<world>/             models, corpus, workdir; deleted when the world is done
+<out>/rows/<world>.<stage>.json   one measurement
+"""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import logging
+
+from tiny_align_jax import decode, evaluate, personalize, stand_in, transcribe
+from tiny_align_jax.adapt import recipe
+from tiny_align_jax.aligner import Aligner
+from tiny_align_jax.data import prompts
+from tiny_align_jax.memory import plan, user_stage
+from tiny_align_jax.memory.budget import Config
+from tiny_align_jax.memory.kinds import with_work
+from tiny_align_jax.train import run, setup
+from tiny_align_jax.types import ConfigError
+
+DEVICE_TOLERANCE, HOST_TOLERANCE = 0.10, 0.15
+PREPARE = "prepare"
+TIMEOUT_S = 600
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """What is measured together.
+
+    Attributes:
+        encoder, llm: published names.
+        stages: of `memory.plan.STAGES`, in the order they run.
+        dtype: of the LLM.
+        utterance_s: length of every utterance.
+        num_utterances: of the corpus; a quarter of them is the test split.
+        values: config keys (dotted) that differ from the experiments' defaults.
+    """
+
+    encoder: str
+    llm: str
+    stages: tuple[str, ...]
+    dtype: str = "float32"
+    utterance_s: float = 4.0
+    num_utterances: int = 64
+    values: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+_FULL = {"vocabulary.kind": "full"}
+_LONG = {"features.batch_size": 32, "encoder.window_s": 20.48}
+_EVERYTHING = ("features", "training", "personalisation", "generation", "evaluation")
+WORLDS: dict[str, dict[str, World]] = {
+    "gpu": {
+        "base_llama1b": World(
+            "whisper-base", "Llama-3.2-1B", _EVERYTHING, "bfloat16", 10.0, 400, _LONG
+        ),
+        "small_llama3b": World(
+            "whisper-small", "Llama-3.2-3B", ("training", "generation"), "bfloat16", values=_FULL
+        ),
+        "wavlm_smollm2": World(
+            "wavlm-base-plus", "SmolLM2-135M", ("features", "evaluation"), "bfloat16"
+        ),
+        "through_qwen": World(
+            "whisper-base",
+            "Qwen2.5-0.5B",
+            ("training", "generation"),
+            "bfloat16",
+            values={"objective.name": "next_token", "train.batch_size": 8},
+        ),
+    },
+    "cpu": {
+        "tiny_smollm2": World("whisper-tiny.en", "SmolLM2-135M", _EVERYTHING),
+        "hubert_qwen": World(
+            "hubert-base-ls960", "Qwen2.5-0.5B", ("features", "generation"), values=_FULL
+        ),
+        "base_smollm360": World("whisper-base", "SmolLM2-360M", ("training", "evaluation")),
+    },
+    "tiny": {},  # filled by tests, with sizes of their own
+}
+
+
+def measure_all(
+    worlds: Mapping[str, World], out: Path, command: Sequence[str], num_parallel: int
+) -> list[dict[str, Any]]:
+    """Measures all stages of all worlds; a failure is logged and loses its world's rest only.
+
+    Args:
+        worlds: by name.
+        out: folder of results.
+        command: arguments of Python that run `{stage}` of `{world}`.
+        num_parallel: worlds at a time.
+    """
+    (out / "rows").mkdir(parents=True, exist_ok=True)
+
+    def measure(name: str) -> None:
+        for stage in (PREPARE, *worlds[name].stages):
+            arguments = [part.format(world=name, stage=stage) for part in command]
+            began_s = time.monotonic()
+            if not _run(arguments, out / f"{name}.{stage}.log"):
+                logging.error("%s.%s failed: see %s", name, stage, out / f"{name}.{stage}.log")
+                break
+            logging.info("%s.%s: %.0f s", name, stage, time.monotonic() - began_s)
+        shutil.rmtree(out / "worlds" / name, ignore_errors=True)
+
+    with futures.ThreadPoolExecutor(num_parallel) as pool:
+        list(pool.map(measure, worlds))
+    rows = [json.loads(path.read_text()) for path in sorted((out / "rows").glob("*.json"))]
+    (out / "memory.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
+    return rows
+
+
+def _run(arguments: list[str], log: Path) -> bool:
+    with log.open("w") as file:
+        try:
+            done = subprocess.run(
+                [sys.executable, *arguments],
+                stdout=file,
+                stderr=file,
+                timeout=TIMEOUT_S,
+                check=False,
+            )
+        except subprocess.TimeoutExpired:
+            return False
+    return done.returncode == 0
+
+
+def run_here(name: str, world: World, stage: str, base: Mapping[str, Any], out: Path) -> None:
+    """Makes a world, or measures one of its stages, in this process.
+
+    Args:
+        name: of the world.
+        world: what it is.
+        stage: PREPARE, or one of `world.stages`.
+        base: resolved config of an experiment, whose sections `world` changes.
+        out: folder of results.
+    """
+    folder = out / "worlds" / name
+    if stage == PREPARE:
+        return _prepare(world, folder, base)
+    config = json.loads((folder / "config.json").read_text())
+    began_s = time.monotonic()
+    _STAGES[stage](config, folder)
+    row = _peaks() | {"world": name, "encoder": world.encoder, "llm": world.llm, "stage": stage}
+    row |= {"dtype": world.dtype, "seconds": round(time.monotonic() - began_s, 1)}
+    row |= _predict(world, config, folder, stage) | {"versions": setup.versions()}
+    (out / "rows" / f"{name}.{stage}.json").write_text(json.dumps(row, indent=1), encoding="utf-8")
+
+
+def _prepare(world: World, folder: Path, base: Mapping[str, Any]) -> None:
+    """Models, corpus and the workdir of an untrained projector; features are cached on the way."""
+    dtype = jnp.dtype(world.dtype)
+    encoder = stand_in.make_model("encoders", world.encoder, folder / "encoder")
+    llm = stand_in.make_model("llms", world.llm, folder / "llm", dtype)
+    manifest = stand_in.make_corpus(folder / "audio", world.num_utterances, world.utterance_s)
+    config = json.loads(json.dumps(base))
+    config["dataset"] = {"name": "jsonl", "jsonl": {"manifest": str(manifest)}}
+    config["encoder"].update(asset=str(encoder.path), window_s=5.12)
+    config["llm"].update(asset=str(llm.path), dtype=world.dtype)
+    config["split"].update(validation_speakers=1)
+    config["prompt"]["examples"] = ()
+    for key, value in world.values.items():
+        section, _, field = key.partition(".")
+        config[section][field] = value
+    objective = config["objective"]["name"]
+    config["objective"].setdefault(objective, {})
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    untrained = {**config, "train": {**config["train"], "num_steps": 0}}
+    run.train(untrained, folder / "run", str(folder / "cache"), progress=False)
+
+
+def _features(config: Mapping[str, Any], folder: Path) -> None:
+    utterances = setup.read_split(config).train
+    setup.features(config, str(folder / "cache_of_features"), utterances, progress=False)
+
+
+def _training(config: Mapping[str, Any], folder: Path) -> None:
+    config = {**config, "train": {**config["train"], "num_steps": 8}}
+    run.train(config, folder / "trained", str(folder / "cache"), progress=False)
+
+
+def _personalisation(config: Mapping[str, Any], folder: Path) -> None:
+    base = Aligner.load(folder / "run", folder / "cache", need_llm=False)
+    said = setup.read_split(config).test[:14]
+    how = recipe.of_sections({"method": user_stage.DEFAULT_METHOD})
+    personalize.personalize(base, folder / "run", str(folder / "cache"), "user", said, how)
+
+
+def _generation(config: Mapping[str, Any], folder: Path) -> None:
+    aligner = Aligner.load(folder / "run", folder / "cache", need_llm=True)
+    prompt = prompts.Config(examples=())
+    transcriber = transcribe.Transcriber(aligner, prompt, decode.Config(), "nearest")
+    transcriber(setup.read_split(config).test[0].audio_path)
+
+
+def _evaluation(config: Mapping[str, Any], folder: Path) -> None:
+    del config
+    aligner = Aligner.load(folder / "run", folder / "cache", need_llm=True)
+    evaluate.evaluate(aligner, folder / "cache", evaluate.Config(snap="nearest"))
+
+
+_STAGES: dict[str, Callable[[Mapping[str, Any], Path], None]] = {
+    "features": _features,
+    "training": _training,
+    "personalisation": _personalisation,
+    "generation": _generation,
+    "evaluation": _evaluation,
+}
+
+
+def _peaks() -> dict[str, Any]:
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return {
+        "platform": jax.default_backend(),
+        "measured_device_bytes": stats.get("peak_bytes_in_use"),
+        "measured_host_bytes": run.peak_rss_bytes(),
+    }
+
+
+def _predict(world: World, config: Mapping[str, Any], folder: Path, stage: str) -> dict[str, Any]:
+    """What the planner says of the stage that just ran; on a CPU, host and device are one."""
+    platform = jax.default_backend()
+    made = plan.make(config, str(folder / "cache"), Config(platform=platform))
+    made = plan.read_corpus(made, str(folder / "cache"))
+    encoder = made.shapes.encoder
+    frames = encoder.family.num_frames(encoder.config, round(world.utterance_s * 16_000))
+    work = {"max_frames": frames, "mean_frames": frames, "num_workers": os.cpu_count() or 1}
+    made = dataclasses.replace(made, shapes=with_work(made.shapes, **work))
+    found = made.stage(stage)
+    peak = found.total if platform == "cpu" else found.host
+    return {
+        "predicted_device_bytes": found.device.num_bytes,
+        "predicted_host_bytes": peak.num_bytes,
+        "moment": (found.total if platform == "cpu" else found.device).moment,
+        "parts": [dataclasses.asdict(part) for part in found.parts],
+    }
+
+
+def find_worlds(kind: str, names: Sequence[str] = ()) -> dict[str, World]:
+    """Worlds of a kind, all or some.
+
+    Raises:
+        ConfigError: unknown kind or name.
+    """
+    if kind not in WORLDS or (unknown := set(names) - set(WORLDS[kind])):
+        raise ConfigError(
+            f"unknown worlds {kind!r} {sorted(unknown) if kind in WORLDS else ''}; there are: "
+            + "; ".join(f"{k}: {', '.join(v)}" for k, v in WORLDS.items() if v)
+        )
+    return {name: world for name, world in WORLDS[kind].items() if not names or name in names}
+
+
+def table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Markdown: predicted, measured and their ratio, of the device where it has memory of its own."""
+    lines = [
+        "| encoder | LLM | stage | device: predicted | measured | | host: predicted | measured | |",
+        "| --- | --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for row in rows:
+        device = _compared(row, "device", DEVICE_TOLERANCE)
+        host = _compared(row, "host", HOST_TOLERANCE)
+        names = f"{row['encoder']} | {row['llm']} {row['dtype']} | {row['stage']}"
+        lines.append(f"| {names} | {device} | {host} |")
+    return "\n".join(lines)
+
+
+def _compared(row: Mapping[str, Any], where: str, tolerance: float) -> str:
+    predicted, measured = row[f"predicted_{where}_bytes"], row[f"measured_{where}_bytes"]
+    if measured is None:
+        return "- | - | "
+    off = predicted / measured - 1
+    mark = "" if abs(off) <= tolerance else " !"
+    return f"{predicted / 1e6:,.0f} | {measured / 1e6:,.0f} | {off:+.1%}{mark}"
