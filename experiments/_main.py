@@ -178,8 +178,9 @@ def load_aligner(workdir: str, *, need_llm: bool, stage: str = "generation", **w
     Args:
         workdir: folder of a finished run.
         need_llm: load the LLM, too.
-        stage: what is to be done with it, of `memory.plan.STAGES`; 'reading' without the LLM.
-        **work: sizes for the plan, fields of `memory.shapes.Work`.
+        stage: what is to be done with it, of `memory.plan.STAGES`; 'reading' if that needs the LLM
+            and it is not asked for.
+        **work: sizes for the plan, arguments of `memory.plan.require_workdir_fits`.
 
     Raises:
         BudgetError: it would not fit; nothing was loaded.
@@ -188,7 +189,8 @@ def load_aligner(workdir: str, *, need_llm: bool, stage: str = "generation", **w
     from tiny_align_jax.aligner import Aligner
     from tiny_align_jax.memory import plan
 
-    stages = [stage if need_llm else "reading"]
+    reads_only = not need_llm and stage in ("generation", "evaluation")
+    stages = ["reading" if reads_only else stage]
     plan.require_workdir_fits(workdir, CACHE_DIR.value, stages, _device.section(), **work)
     return with_local_data(Aligner.load(workdir, CACHE_DIR.value, need_llm=need_llm))
 

@@ -40,7 +40,6 @@ def main(argv):
     del argv
     from tiny_align_jax import personalize, personalize_trial
     from tiny_align_jax.adapt import recipe, state
-    from tiny_align_jax.aligner import Aligner
     from tiny_align_jax.types import ConfigError
 
     folder = _main.users_dir(_USERS.value)
@@ -52,9 +51,11 @@ def main(argv):
         return print(f"deleted {state.delete(folder, _DELETE.value)}")
     if not _BASE.value:
         raise ConfigError("--base is missing: a workdir of experiments.train, or a base projector")
-    how = recipe.of_sections(json.loads(_CONFIG.value.to_json_best_effort()))
-    cache_dir = _main.CACHE_DIR.value
-    base = _main.with_local_data(Aligner.load(_BASE.value, cache_dir, need_llm=False))
+    sections = json.loads(_CONFIG.value.to_json_best_effort())
+    how, cache_dir = recipe.of_sections(sections), _main.CACHE_DIR.value
+    base = _main.load_aligner(
+        _BASE.value, need_llm=False, stage="personalisation", personalize=sections
+    )
     said = personalize_trial.gather(
         base, _SPEAKER.value, _MANIFEST.value, list(zip(_AUDIO.value, _TEXT.value, strict=False)),
         _FOLD.value, how.adapt,

@@ -24,6 +24,7 @@ def give_back_after_compiling() -> None:
     jax.monitoring.register_event_duration_secs_listener(_after)
 
 
-def _after(event: str, duration_s: float, **unused) -> None:
-    if event == _COMPILED_EVENT and duration_s >= _LONG_COMPILE_S:
+def _after(event: str, duration_secs: float, **kwargs: str | int) -> None:
+    del kwargs  # the names are those that JAX calls listeners with
+    if event == _COMPILED_EVENT and duration_secs >= _LONG_COMPILE_S:
         give_back()

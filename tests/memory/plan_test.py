@@ -14,6 +14,7 @@ from tests.train import world
 from tiny_align_jax.memory import plan, stages
 from tiny_align_jax.memory.budget import Config, Part, Stage
 from tiny_align_jax.memory.kinds import STAGES, with_work
+from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.types import BudgetError, ConfigError
 from tiny_align_jax.weights import assets, loading
 
@@ -52,6 +53,42 @@ def test_frozen_parts_are_as_large_as_what_is_loaded(made, config_and_cache):
         params = load(assets.resolve(config[kind]["asset"], cache_dir)).params
         same = jax.tree.map(lambda a, b: a.shape == b.shape and a.dtype == b.dtype, shapes, params)
         assert all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("weights", ["int8", "int4"])
+def test_quantised_parts_are_as_large_as_what_is_loaded(config_and_cache, weights):
+    config, cache_dir = config_and_cache
+    held = {"weights": weights, "group_size": 16}
+    config = {
+        **config,
+        "encoder": {**config["encoder"], "quantize": held},
+        "llm": {**config["llm"], "quantize": held},
+    }
+    shapes = plan.make(config, cache_dir, CPU).shapes
+    for kind, found, load in (
+        ("encoder", shapes.encoder_params, loading.load_encoder),
+        ("llm", shapes.llm_params, loading.load_llm),
+    ):
+        folder = assets.resolve(config[kind]["asset"], cache_dir)
+        params = load(folder, quantize=quantize.Config(**held)).params
+        assert stages.tree_bytes(found) == stages.tree_bytes(params)
+        assert {leaf.dtype for leaf in jax.tree.leaves(found)} >= {np.dtype("float16")}
+
+
+def test_gguf_blocks_without_a_file_are_refused(tmp_path):
+    section = {"asset": "SmolLM2-135M", "dtype": "float32", "quantize": {"weights": "gguf"}}
+    with pytest.raises(ConfigError, match="gguf"):
+        plan.find_model("llms", section, str(tmp_path)).params("llms")
+
+
+def test_a_program_reads_quantised_matrices(made):
+    llm = dataclasses.replace(made.shapes.llm, held=quantize.Config("int8", group_size=16))
+    small = dataclasses.replace(made.shapes, llm=llm)
+    assert stages.tree_bytes(small.llm_params) < stages.tree_bytes(made.shapes.llm_params)
+    state, floats = small.answers("float32"), made.shapes.answers("float32")
+    assert jax.tree.map(lambda x: (x.shape, x.dtype), state) == jax.tree.map(
+        lambda x: (x.shape, x.dtype), floats
+    )
 
 
 def test_training_counts_what_a_state_holds(made):
@@ -109,7 +146,7 @@ def cheap(monkeypatch):
         corpus = 10**6 * (shapes.train.resident != "never")
         return Stage(title, f"batch {rows}", (Part("rows", 100 * rows), Part("corpus", corpus)))
 
-    for name in ("training", "reading"):
+    for name in ("training", "personalisation", "reading"):
         kind = STAGES[name]
         fake = dataclasses.replace(kind, build=functools.partial(build, kind.title))
         monkeypatch.setitem(STAGES, name, fake)
@@ -141,6 +178,9 @@ def test_a_workdir_is_refused_on_a_smaller_device(trained, cheap):
     with pytest.raises(BudgetError, match=r"nutshell(.|\n)*reading(.|\n)*not fit with any"):
         plan.require_workdir_fits(*arguments, device)
     plan.require_workdir_fits(*arguments, {})  # no device, no limit
+    arguments = (trained.workdir, str(trained.cache_dir), ["personalisation"])
+    with pytest.raises(BudgetError, match=r"nutshell(.|\n)*personalisation"):
+        plan.require_workdir_fits(*arguments, device, {"fit": {"batch_size": 4}})
 
 
 def test_planning_for_a_gpu_without_one_compiles_in_float32(config_and_cache):

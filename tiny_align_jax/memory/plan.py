@@ -19,6 +19,7 @@ from tiny_align_jax.memory import budget, search, stages
 from tiny_align_jax.memory.budget import Config, Stage
 from tiny_align_jax.memory.kinds import STAGES, with_work
 from tiny_align_jax.memory.shapes import Model, Shapes, Work
+from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.train import setup, through_llm
 from tiny_align_jax.types import SAMPLE_RATE_HZ, ConfigError
 from tiny_align_jax.weights import assets, loading
@@ -159,14 +160,15 @@ def find_model(kind: str, section: Mapping[str, Any], cache_dir: str) -> Model:
 
     Args:
         kind: 'encoders' or 'llms'.
-        section: with 'asset' and 'dtype'.
+        section: with 'asset', 'dtype' and, if quantised, 'quantize'.
         cache_dir: where fetched models lie.
 
     Raises:
-        ConfigError: neither a folder with a config.json nor a published name.
+        ConfigError: neither a folder with a config.json nor a published name; GGUF blocks without a file.
     """
-    name = section["asset"]
-    hf = assets.local_config(name, cache_dir) or published.find(kind, name)
+    name, held = section["asset"], registry.make_config(quantize, section.get("quantize", {}))
+    here = assets.local_config(name, cache_dir)
+    hf = here or published.find(kind, name)
     if hf is None:
         known = ", ".join(published.ENCODERS if kind == "encoders" else published.LLMS)
         raise ConfigError(
@@ -174,7 +176,8 @@ def find_model(kind: str, section: Mapping[str, Any], cache_dir: str) -> Model:
             f"(python -m experiments.fetch_assets --assets={name}), and none of the published: {known}"
         )
     family = loading.find_family(kind, hf)
-    return Model(family, family.config_from_hf(hf), jnp.dtype(section["dtype"]))
+    folder = assets.resolve(name, cache_dir) if here and held.weights == quantize.GGUF else None
+    return Model(family, family.config_from_hf(hf), jnp.dtype(section["dtype"]), held, folder)
 
 
 def require_fits(config: Mapping[str, Any], cache_dir: str, names: Sequence[str]) -> None:
@@ -199,6 +202,7 @@ def require_workdir_fits(
     cache_dir: str,
     names: Sequence[str],
     device: Mapping[str, Any],
+    personalize: Mapping[str, Any] | None = None,
     **work: Any,
 ) -> None:
     """The gate before a trained projector is used; arguments and errors as `require_fits`.
@@ -208,6 +212,7 @@ def require_workdir_fits(
         cache_dir: folder of weights.
         names: stages that are to run.
         device: section of the device; empty: that of the run's config.
+        personalize: sections of `configs/personalize.py`, for the stage 'personalisation'.
         **work: sizes that are known, fields of `Work`.
     """
     config, card = aligner.read_workdir(Path(workdir))
@@ -215,6 +220,10 @@ def require_workdir_fits(
     if not chosen.budget_bytes:
         return
     sections = {key: card[key] for key in ("projector", "objective")}
+    for key in ("encoder", "llm"):  # the projector was trained with what the card says
+        sections[key] = {**config[key], "quantize": card[key].get("quantize", {})}
+    if personalize:
+        sections["personalize"] = personalize
     base = {"vocabulary": {"kind": "seen"}, "train": {}, "optimizer": {}, "augment": {}}
     plan = make({**base, **config, **sections}, cache_dir, chosen)
     rows = card["vocabulary"]["num_rows"]

@@ -13,10 +13,14 @@ import numpy as np
 from tiny_align_jax import decode_loop, registry
 from tiny_align_jax.data import batching
 from tiny_align_jax.features import cache
+from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.train import loop, setup, step
 from tiny_align_jax.train.partition import partition
 from tiny_align_jax.types import SAMPLE_RATE_HZ, Batch, Frozen, PyTree
 from tiny_align_jax.weights import loading
+from tiny_align_jax.weights.folder import ModelFolder
+
+_FLOAT = quantize.Config()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,11 +31,22 @@ class Model:
         family: plug-in module.
         config: that family's Config.
         dtype: of parameters and computation.
+        held: how its matrices are held.
+        folder: its files, where only they tell what it takes: GGUF blocks.
     """
 
     family: ModuleType
     config: Any
     dtype: Any
+    held: quantize.Config = _FLOAT
+    folder: ModelFolder | None = None
+
+    def params(self, kind: str, dtype: Any = None) -> PyTree:
+        """Shapes of its parameters as they are held; `kind` is 'encoders' or 'llms'."""
+        dtype = self.dtype if dtype is None else dtype
+        if self.folder is not None:
+            return loading.held_shapes(self.folder, kind, dtype, self.held)
+        return loading.held_shapes_of(kind, self.family, self.config, dtype, self.held)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,15 +102,13 @@ class Shapes:
 
     @functools.cached_property
     def encoder_params(self) -> PyTree:
-        """Parameters of the encoder, in its dtype."""
-        return as_dtype(
-            loading.encoder_shapes(self.encoder.family, self.encoder.config), self.encoder.dtype
-        )
+        """Parameters of the encoder, as they are held."""
+        return self.encoder.params("encoders")
 
     @functools.cached_property
     def llm_params(self) -> PyTree:
-        """Parameters of the LLM, in its dtype."""
-        return as_dtype(loading.llm_shapes(self.llm.family, self.llm.config), self.llm.dtype)
+        """Parameters of the LLM, as they are held."""
+        return self.llm.params("llms")
 
     # ---- audio and features ---------------------------------------------------------------------
 
@@ -223,7 +236,7 @@ class Shapes:
         read = functools.partial(decode_loop.read_prefix, self.language_model(dtype))
         ids_P = shape((self.work.prefix_tokens,), jnp.int32)
         prefix = decode_loop.Prefix(
-            jax.eval_shape(read, as_dtype(self.llm_params, dtype), ids_P), self.work.prefix_tokens
+            jax.eval_shape(read, self.llm.params("llms", dtype), ids_P), self.work.prefix_tokens
         )
         row = functools.partial(shape, (batch,))
         tail = shape((batch, length, dim), jnp.float32), shape((batch, length), bool)
@@ -233,14 +246,9 @@ class Shapes:
         """State of the answers, with the KV cache in it."""
         model = self.language_model(dtype)
         read = functools.partial(decode_loop.read_tail, model, self.sampling)
-        return jax.eval_shape(read, as_dtype(self.llm_params, dtype), *self.prompt(dtype))
+        return jax.eval_shape(read, self.llm.params("llms", dtype), *self.prompt(dtype))
 
 
 def shape(dims: tuple[int, ...], dtype: Any) -> Any:
     """A `jax.ShapeDtypeStruct`; not declared so, because it stands where types say Array."""
     return jax.ShapeDtypeStruct(dims, jnp.dtype(dtype))
-
-
-def as_dtype(shapes: PyTree, dtype: Any) -> PyTree:
-    """The same shapes in another dtype."""
-    return jax.tree.map(lambda leaf: shape(leaf.shape, dtype), shapes)

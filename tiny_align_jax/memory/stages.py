@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from tiny_align_jax import decode_loop
 from tiny_align_jax.features import cache, pipeline, writer
 from tiny_align_jax.memory.budget import Config, Part, Stage
-from tiny_align_jax.memory.shapes import Shapes, as_dtype, shape
+from tiny_align_jax.memory.shapes import Shapes, shape
 from tiny_align_jax.train import setup, step
 from tiny_align_jax.types import PyTree
 
@@ -87,7 +87,7 @@ def features(shapes: Shapes, device: Config) -> Stage:
         Part("audio of two batches", 2 * audio, 2 * audio),
         Part("frames of the batch before", frames, 2 * frames),
         Part("audio decoded ahead", 0, ahead),
-        Part("frames not yet written", 0, 2 * writer.SHARD_BYTES),
+        Part("frames not yet written", 0, min(2 * writer.SHARD_BYTES, _corpus_bytes(shapes))),
         encoding(shapes, device, batch),
     )
     window_s = shapes.config["encoder"]["window_s"]
@@ -141,7 +141,7 @@ def generation(shapes: Shapes, device: Config, name: str = "generation") -> Stag
     """Recordings heard and answered: encoder, projector, LLM and KV cache in one process."""
     work, compiler = shapes.work, Compiler(device)
     dtype = compiler.dtype(shapes.llm.dtype)
-    model, params = shapes.language_model(dtype), as_dtype(shapes.llm_params, dtype)
+    model, params = shapes.language_model(dtype), shapes.llm.params("llms", dtype)
     prompt, answers = shapes.prompt(dtype), shapes.answers(dtype)
     read = compiler(decode_loop.read_tail, model, shapes.sampling, params, *prompt)
     run = compiler(
@@ -199,9 +199,9 @@ def _corpus(shapes: Shapes, batch: int) -> tuple[list[Part], Callable, tuple, di
     """Parts of the training data; the program that reads it; its arguments behind the frozen ones."""
     work, train = shapes.work, shapes.train
     itemsize = cache.STORE_DTYPE.itemsize
-    frame_bytes = work.num_utterances * shapes.feature_dim * itemsize
-    mapped = Part("feature cache, mapped", 0, frame_bytes * work.mean_frames, reclaimable=True)
-    fits = frame_bytes * shapes.bucket_frames <= train.resident_bytes
+    padded = work.num_utterances * shapes.feature_dim * shapes.bucket_frames * itemsize
+    mapped = Part("feature cache, mapped", 0, _corpus_bytes(shapes), reclaimable=True)
+    fits = padded <= train.resident_bytes
     steps = train.steps_per_dispatch
     if train.resident == "always" or (train.resident == "auto" and fits):
         corpus = shapes.batch(work.num_utterances)
@@ -216,12 +216,18 @@ def _corpus(shapes: Shapes, batch: int) -> tuple[list[Part], Callable, tuple, di
     return parts, step.make_stream_steps(shapes.spec), (group,), {}
 
 
+def _corpus_bytes(shapes: Shapes) -> int:
+    """Frames of the corpus in the cache."""
+    work = shapes.work
+    return tree_bytes(shapes.frames(1, work.mean_frames)) * work.num_utterances
+
+
 def encoding(shapes: Shapes, device: Config, batch: int) -> Part:
     """What the encoder takes while it runs, beside its weights."""
     compiler = Compiler(device)
     dtype = compiler.dtype(shapes.encoder.dtype)
     encoder = shapes.encoder.family.Encoder(shapes.encoder.config, dtype)
-    params = as_dtype(shapes.encoder_params, dtype)
+    params = shapes.encoder.params("encoders", dtype)
     program = compiler(pipeline.encode, encoder, shapes.layers, params, *shapes.inputs(batch))
     return Part("encoder: temporaries", program.num_bytes, 0, "encode")
 
