@@ -104,6 +104,27 @@ def test_without_validation_gain_the_base_is_kept(world, base, said, adapted, mo
     assert better.checkpoint == 1 and better.state.delta
 
 
+def test_a_word_prior_that_adds_errors_is_left_out(world, base, said, monkeypatch):
+    texts = {True: ["nothing of this"], False: [u.text for u in said["s1"]]}
+    held_back = int(np.flatnonzero(personalize._held_back(_plan().adapt, 3))[0])
+
+    def hear(self, *unused):  # all is right without a prior, or with one
+        # A list alone raises its rows by exactly 1.
+        with_prior = not set(np.unique(self.params["objective"]["row_bias"])) <= {0.0, 1.0}
+        right = with_prior == prior_helps
+        return aligner.Hearing((texts[not right][held_back if right else 0],), None, None, None)
+
+    monkeypatch.setattr(aligner.Aligner, "hear", hear)
+    found = {}
+    for prior_helps in (True, False):
+        found[prior_helps] = _personalize(world, base, said["s1"], _plan()).state
+    assert found[True].row_bias is not None and found[False].row_bias is None
+    assert found[False].about["recipe"]["word_prior"]["weight"] == 0
+    word = tiny_world.SENTENCES[0].split()[1]
+    listed = _personalize(world, base, said["s1"], _plan(), words=[word]).state.row_bias
+    assert set(np.unique(listed)) == {0.0, 1.0}  # the user's own list stays
+
+
 def test_a_word_list_raises_the_rows_of_its_words(world, base, said):
     word = tiny_world.SENTENCES[0].split()[1]
     found = _personalize(world, base, said["s1"], _plan(), words=[word]).state.row_bias

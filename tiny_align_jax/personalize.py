@@ -2,7 +2,8 @@
 
 The base is never touched. Two copies are adapted at once: one leaves the validation utterances out and
 tells where to stop, the other learns from all of them and is kept up to that point. Where no
-checkpoint beats the base on the validation utterances the base is kept, and the result says so.
+checkpoint beats the base on the validation utterances the base is kept, and the result says so. The
+word prior, too, is left out if one made of the other utterances adds word errors to those held back.
 """
 
 import dataclasses
@@ -15,11 +16,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tiny_align_jax.adapt import fit, replay, user, word_prior
-from tiny_align_jax.adapt.recipe import Recipe, make_spec
+from tiny_align_jax.adapt import fit, material, replay, user, word_prior
+from tiny_align_jax.adapt.recipe import Config, Recipe, make_spec
 from tiny_align_jax.adapt.state import State
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data import vocabulary
+from tiny_align_jax.metrics import wer
 from tiny_align_jax.train.run import peak_rss_bytes
 from tiny_align_jax.types import DataError, Utterance
 
@@ -104,6 +106,7 @@ def personalize(
         aligner, workdir, cache_dir, how.adapt.replay_count, how.method.needs_encoder
     )
     lap("replay")
+    how = _with_good_prior(own, how, recordings, targets, other, words)
     bias = _row_bias(own, how, targets, other, words)
     delta, losses, checkpoint = {}, [], 0
     if how.method.trains:
@@ -137,11 +140,44 @@ def _row_bias(own: Aligner, how: Recipe, targets, other: replay.Replay, words) -
     return word_prior.row_bias(how.word_prior, topics_KV, targets, listed)
 
 
+def _with_good_prior(own: Aligner, how: Recipe, recordings, targets, other, words) -> Recipe:
+    """The recipe, without a word prior that adds errors to the utterances held back.
+
+    Methods that reach into the encoder have no frames at hand here, and keep theirs unchecked.
+    """
+    held_back = np.flatnonzero(_held_back(how.adapt, len(targets)))
+    if not how.word_prior.weight or not len(held_back) or not recordings.frames:
+        return how
+    plain = dataclasses.replace(how, word_prior=dataclasses.replace(how.word_prior, weight=0.0))
+    learnt = [target for i, target in enumerate(targets) if i not in held_back]
+    frames = [recordings.frames[i] for i in held_back]
+    corpus = material.frames_corpus(frames, [targets[i] for i in held_back])
+    texts = [recordings.used[i].text for i in held_back]
+    errors = []
+    for recipe in (plain, how):
+        bias = jnp.asarray(_row_bias(own, recipe, learnt, other, words))
+        objective = {**own.params["objective"], "row_bias": bias}
+        reader = dataclasses.replace(own, params={**own.params, "objective": objective})
+        heard = reader.hear(corpus.inputs, corpus.num_frames_N).texts
+        errors.append(int(wer.per_utterance(wer.Config(), texts, heard)["word_errors"].sum()))
+    kept = errors[1] <= errors[0]
+    logging.info(
+        "word prior %s: %d word errors with it, %d without, on %d utterances held back",
+        "kept" if kept else "left out", errors[1], errors[0], len(held_back),
+    )  # fmt: skip
+    return how if kept else plain
+
+
+def _held_back(config: Config, count: int) -> np.ndarray:
+    """Which of a user's utterances are for validation, bool [count]."""
+    order = np.random.default_rng(config.seed).permutation(count)
+    return np.isin(np.arange(count), order[: config.num_validation])
+
+
 def _adapt(own: Aligner, how: Recipe, corpus: fit.Corpus, other: replay.Replay, bias) -> fit.Trace:
     """Two jobs in one run: without the validation utterances, and with them."""
-    count, held_back = len(corpus.num_frames_N), how.adapt.num_validation
-    order = np.random.default_rng(how.adapt.seed).permutation(count)
-    valid_S = np.isin(np.arange(count), order[:held_back]).astype(np.float32)
+    count = len(corpus.num_frames_N)
+    valid_S = _held_back(how.adapt, count).astype(np.float32)
     keys = jax.random.split(jax.random.key(how.adapt.seed), 1)
     jobs = fit.Jobs(
         rows_JS=np.tile(np.arange(count, dtype=np.int32), (2, 1)),
