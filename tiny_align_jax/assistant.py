@@ -53,7 +53,9 @@ def build(config: Mapping[str, Any], out: Path, cache_dir: str, dtype: Any = "bf
                 stand_in.make_model(kind, name, folder, dtype)
             made[part]["asset"] = str(folder)
     if not made["dataset"]["jsonl"]["manifest"]:
-        manifest = stand_in.make_corpus(out / "corpus", 4 * (_NUM_LEARNT + 1), QUESTION_S)
+        manifest = stand_in.make_corpus(
+            out / "corpus", 3 * (_NUM_LEARNT + 1), QUESTION_S, num_speakers=3
+        )
         made["dataset"]["jsonl"]["manifest"] = str(manifest)
     workdir = out / "run"
     run.train(made, workdir, cache_dir, progress=False)
