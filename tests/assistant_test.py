@@ -36,6 +36,6 @@ def test_one_process_learns_a_voice_and_answers(tmp_path, monkeypatch):
     assert peaks == sorted(peaks) and len(peaks) == 6
     assert found["held"] == {"encoder": "float", "llm": "int8-g32-int8"}
     assert found["question_s"] == pytest.approx(1.25)  # of 1.0, 1.25 and 1.5 s the nearest
-    assert found["tokens_per_s"] > 0 and found["llm_bytes"] < 100_000
+    assert min(found["tokens_per_s"].values()) > 0 and found["llm_bytes"] < 100_000
     text = assistant.describe(found, 10**9, "watchdog", peaks[-1])
     assert "limit 1000 MB" in text and "a question of 1.2 s" in text

@@ -64,8 +64,9 @@ def test_files_hold_the_report(report, tmp_path):
     paths = quantise_report.write(report, str(tmp_path))
     assert json.loads(paths[0].read_text()) == report
     text = paths[1].read_text()
-    timed = [row | {"tokens_per_s": 8.0 * i + 4} for i, row in enumerate(report["forms"])]
-    assert "| 12.0 | 3.00 |" in quantise_report.table(report | {"forms": timed})
+    speeds = [{"wall": 9.0, "core": 4.0}, {"wall": 11.0, "core": 12.0}]
+    timed = [r | {"tokens_per_s": s} for r, s in zip(report["forms"], speeds, strict=True)]
+    assert "| 11.0 | 12.0 | 3.00 |" in quantise_report.table(report | {"forms": timed})
     assert "| int8 |" in text and "11 validation utterances of 4 speakers" in text
 
 

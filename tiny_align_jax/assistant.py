@@ -174,7 +174,8 @@ def describe(found: Mapping[str, Any], limit_bytes: int, how: str, peak_bytes: i
             f"{peak_bytes / 1e6:.0f} MB by the {how}; limit {limit_bytes / 1e6:.0f} MB; after {peaks}",
             f"a question of {found['question_s']:.1f} s, warm: encoded after {warm['encoded']:.2f} s, "
             f"heard {warm['heard']:.2f} s, first token {warm.get('first_token', float('nan')):.2f} s; "
-            f"{found['tokens_per_s']:.2f} tokens/s",
+            f"{found['tokens_per_s']['wall']:.2f} tokens/s, {found['tokens_per_s']['core']:.2f} a second of "
+            "processor time",
         ]
     )
 

@@ -10,7 +10,7 @@ from tiny_align_jax.benchmark_steps import random_llm
 from tiny_align_jax.benchmark_timing import Row, is_accelerator, measure, per, tree_bytes
 from tiny_align_jax.types import PyTree
 
-_NEVER = -2  # a stop id that nothing draws: every answer runs to its end
+NEVER = -2  # a stop id that nothing draws: every answer runs to its end
 
 
 def decode(size: Size, size_name: str) -> list[Row]:
@@ -31,7 +31,7 @@ def generate(size: Size, size_name: str, model, params: PyTree, num_params: int,
     """Seconds a token; matrices of `params`, `num_params` numbers in all, may be quantised."""
     shape = size.decode
     sampling = decode_loop.Sampling(shape.new_tokens, 0.0, 0, 1.0)
-    stops = jnp.array([_NEVER], jnp.int32)
+    stops = jnp.array([NEVER], jnp.int32)
     tail = 0.02 * jax.random.normal(
         jax.random.key(0), (batch, shape.prompt_tokens, model.config.dim)
     )

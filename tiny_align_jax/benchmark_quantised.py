@@ -3,14 +3,15 @@
 import dataclasses
 import functools
 import math
+import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from tiny_align_jax import decode_loop, registry
-from tiny_align_jax.benchmark_decode import generate
-from tiny_align_jax.benchmark_sizes import SIZES, DecodeShape, Size
+from tiny_align_jax.benchmark_decode import NEVER, generate
+from tiny_align_jax.benchmark_sizes import DecodeShape, Size
 from tiny_align_jax.benchmark_timing import Row, is_accelerator, tree_bytes
 from tiny_align_jax.quantize import grouped
 from tiny_align_jax.quantize.config import Config
@@ -50,11 +51,36 @@ def decode_quantised(size: Size, size_name: str) -> list[Row]:
     return rows
 
 
-def tokens_per_s(model: decode_loop.LanguageModel, params: PyTree, shape: DecodeShape) -> float:
-    """Greedy tokens a second at batch 1."""
-    size = dataclasses.replace(SIZES["tiny"], decode=shape)  # of it, only `decode` is read
-    row = generate(size, "", model, params, count_params(params), 1)
-    return row.facts["tokens_per_s"]
+def tokens_per_s(
+    model: decode_loop.LanguageModel, params: PyTree, shape: DecodeShape
+) -> dict[str, float]:
+    """Greedy tokens at batch 1 a second ('wall'), and a second of processor time ('core').
+
+    Processor time hardly depends on what else the machine does; beside an accelerator it says little.
+    """
+    stops = jnp.array([NEVER], jnp.int32)
+    tail = 0.02 * jax.random.normal(jax.random.key(0), (1, shape.prompt_tokens, model.config.dim))
+    inputs = (
+        None,
+        tail,
+        jnp.ones(tail.shape[:2], bool),
+        jnp.zeros(1, bool),
+        jnp.arange(1),
+        0,
+        stops,
+    )
+    sampling = decode_loop.Sampling(shape.new_tokens, 0.0, 0, 1.0)
+    times = []
+    for _ in range(3):  # the first compiles
+        state = decode_loop.read_tail(model, sampling, params, *inputs)
+        jax.block_until_ready(state)
+        began = time.perf_counter(), time.process_time()
+        run = decode_loop.run(model, sampling, params, state, stops, shape.new_tokens)
+        jax.block_until_ready(run)
+        times.append((time.perf_counter() - began[0], time.process_time() - began[1]))
+    wall, core = (min(column) for column in zip(*times[1:], strict=True))
+    drawn = shape.new_tokens - 1  # the first token comes with the prompt
+    return {"wall": drawn / wall, "core": drawn / core}
 
 
 def count_params(params: PyTree) -> int:

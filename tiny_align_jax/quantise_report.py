@@ -78,6 +78,7 @@ class Config:
 
     Attributes:
         forms: keys of FORMS; the float form is always among them, as what others compare with.
+        quality: ask the LLM; without it, only bytes and speed are measured.
         limit: validation utterances, drawn by `seed`; 0 for all.
         answers: how the LLM generates what is scored.
         encoder: also compare the encoder in int8.
@@ -87,6 +88,7 @@ class Config:
     """
 
     forms: tuple[str, ...] = tuple(FORMS)
+    quality: bool = True
     limit: int = 200
     answers: decode.Config = _ANSWERS
     encoder: bool = True
@@ -134,7 +136,8 @@ def run(aligner: Aligner, cache_dir: str, config: Config, *, progress: bool = Fa
         rows.append(row)
         answers |= {f"{kind} {name}": texts for kind, texts in found.items()}
         logging.info("%s: %s", name, row)
-    _add_rouge(rows, answers, heard)
+    if config.quality:
+        _add_rouge(rows, answers, heard)
     gguf = aligner.llm_folder.path / quantised.GGUF_FILE
     return {
         "llm": aligner.card["llm"]["name"],
@@ -182,23 +185,22 @@ def _measure(
     load_s = time.monotonic() - began_s
     llm = Llm(decode.LanguageModel(loaded.module, loaded.config, jnp.float32), params)
     asked = dataclasses.replace(aligner, llm=llm, tokenizer=tokenizer.load(folder.path))
-    truth = [vocabulary.spoken_form(u.text) for u in heard.utterances]
-    began_s = time.monotonic()
-    answer = _answers(asked, {*truth, *heard.texts}, config)
-    answer_s = time.monotonic() - began_s
-    num_tokens = sum(len(aligner.tokenizer.encode(" " + text)) + 1 for text in truth)
-    judge = language.LlmJudge(llm, asked.tokenizer, heard.context)
     row = {
         "name": name,
         "weight_bytes": held_bytes(params),
         "num_rows": loaded.config.vocab_size,
         "num_layers": loaded.config.num_layers,
         "load_s": round(load_s, 2),
-        "answer_s": round(answer_s, 1),
-        "perplexity": math.exp(-float(np.sum(judge.log_probs(truth))) / num_tokens),
     }
     if config.speed:
         row["tokens_per_s"] = benchmark_quantised.tokens_per_s(llm.model, llm.params, config.speed)
+    if not config.quality:
+        return row, {}
+    truth = [vocabulary.spoken_form(u.text) for u in heard.utterances]
+    answer = _answers(asked, {*truth, *heard.texts}, config)
+    num_tokens = sum(len(aligner.tokenizer.encode(" " + text)) + 1 for text in truth)
+    judge = language.LlmJudge(llm, asked.tokenizer, heard.context)
+    row["perplexity"] = math.exp(-float(np.sum(judge.log_probs(truth))) / num_tokens)
     found = {"oracle": [answer[t] for t in truth], "heard": [answer[t] for t in heard.texts]}
     return row, found
 
@@ -301,8 +303,8 @@ def table(report: Mapping[str, Any]) -> str:
         f"{report['num_speakers']} speakers; {report['machine']}.",
         "",
         "| form | rows, layers | weights, MB | x GGUF file | perplexity | repeat, true text | change | "
-        "repeat, heard | change | tokens/s | x float32 |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "repeat, heard | change | tokens/s | tokens/core s | x float32 |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for row in report["forms"]:
         cells = [
@@ -310,11 +312,7 @@ def table(report: Mapping[str, Any]) -> str:
             f"{row['num_rows']}, {row['num_layers']}",
             f"{row['weight_bytes'] / 1e6:.1f}",
             f"{row['weight_bytes'] / file:.2f}" if file else "",
-            f"{row['perplexity']:.2f}",
-            f"{row['oracle']['value']:.4f}",
-            _change(row.get("oracle_change")),
-            f"{row['heard']['value']:.4f}",
-            _change(row.get("heard_change")),
+            *_quality(row),
             *_speed(row, first),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -323,11 +321,20 @@ def table(report: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _speed(row: Mapping[str, Any], first: Mapping[str, Any]) -> tuple[str, str]:
+def _quality(row: Mapping[str, Any]) -> list[str]:
+    if "perplexity" not in row:
+        return [""] * 5
+    cells = [f"{row['perplexity']:.2f}"]
+    for kind in ("oracle", "heard"):
+        cells += [f"{row[kind]['value']:.4f}", _change(row.get(f"{kind}_change"))]
+    return cells
+
+
+def _speed(row: Mapping[str, Any], first: Mapping[str, Any]) -> list[str]:
     if "tokens_per_s" not in row:
-        return "", ""
+        return [""] * 3
     ours, floats = row["tokens_per_s"], first["tokens_per_s"]
-    return f"{ours:.1f}", f"{ours / floats:.2f}"
+    return [f"{ours['wall']:.1f}", f"{ours['core']:.1f}", f"{ours['core'] / floats['core']:.2f}"]
 
 
 def _encoder_lines(rows: Sequence[Mapping[str, Any]]) -> list[str]:
