@@ -25,6 +25,7 @@ DEVICE = flags.DEFINE_enum(
     "Preset of configs/devices: memory budget, allocator, dtypes, lengths. Commands that train or "
     "answer refuse what does not fit the budget.",
 )
+flags.DEFINE_alias("preset", "device")
 
 
 def preset(name: str) -> devices.Preset:
@@ -37,7 +38,7 @@ def named_in(argv: Sequence[str]) -> str:
     found = ""
     for word, following in zip(argv, [*argv, ""][1:], strict=True):
         name, equals, value = word.lstrip("-").partition("=")
-        if word.startswith("-") and name == "device":
+        if word.startswith("-") and name in ("device", "preset"):
             found = value if equals else following
     return found if found in NAMES else ""
 

@@ -5,14 +5,20 @@
 Every case runs in a process of its own, so that a failure loses nothing else and peak memory is the case's.
 Weights and frames are random. Results: OUT/benchmark.json (grows case by case) and OUT/benchmark.md, a table with
 medians, the floor from counted work over ceilings measured on this machine, and what share of it was reached.
+
+    python -m experiments.benchmark --preset=orin_8gb --smoke
+
+runs a training step, decoding and the encoder in miniature, as the first thing on a new board, and prints the
+commands that measure energy there.
 """
 
+import sys
 from pathlib import Path
 
 from absl import flags
 
-from experiments import _main
-from tiny_align_jax import benchmark, benchmark_table
+from experiments import _device, _main
+from tiny_align_jax import benchmark, benchmark_energy, benchmark_table
 
 CASES = flags.DEFINE_list("cases", [], f"Some of: {', '.join(benchmark.CASES)}; default all.")
 SIZE = flags.DEFINE_string("size", "", "One size for all cases (default: each case's own).")
@@ -23,14 +29,19 @@ TORCH = flags.DEFINE_list(
 PROJECTOR = flags.DEFINE_string(
     "projector", "{}", 'BridgeFormer keys to replace, e.g. {"attention": "xla"}.'
 )
+ENERGY_LOG = flags.DEFINE_string("energy_log", "", "Only sum up this log of tegrastats: joules.")
+SMOKE = flags.DEFINE_bool("smoke", False, "Three cases in miniature: does this machine run us?")
 HERE = flags.DEFINE_bool("here", False, "Run the one case in this process; used internally.")
 
 
 def main(argv):
     del argv
+    if ENERGY_LOG.value:
+        text = Path(ENERGY_LOG.value).read_text(encoding="utf-8")
+        return print(f"{benchmark_energy.joules(text):.1f} J")
     settings = benchmark.Settings(
-        tuple(CASES.value),
-        SIZE.value,
+        tuple(CASES.value) or (benchmark.SMOKE_CASES if SMOKE.value else ()),
+        SIZE.value or ("tiny" if SMOKE.value else ""),
         torch_modes=tuple(TORCH.value),
         projector=PROJECTOR.value,
     )
@@ -43,6 +54,7 @@ def main(argv):
         "--size={size}",
         "--out={out}",
         "--cache_dir={programs}",
+        f"--preset={_device.DEVICE.value}",
         f"--projector={PROJECTOR.value.replace('{', '{{').replace('}', '}}')}",
     ]
     if HERE.value:
@@ -51,6 +63,11 @@ def main(argv):
     rows = benchmark.run_all(settings, out, command, _main.CACHE_DIR.value)
     print(benchmark_table.table(rows))
     print(f"in {out}/benchmark.json and {out}/benchmark.md")
+    if SMOKE.value:
+        failed = [row["case"] for row in rows if "error" in row]
+        print(benchmark_energy.commands(out))
+        print(f"smoke test: {'FAILED: ' + ', '.join(failed) if failed else 'passed'}")
+        sys.exit(bool(failed))
 
 
 if __name__ == "__main__":

@@ -32,6 +32,7 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "corpus": (("smollm2",), ("smollm2_tiny_en",)),
     "startup": (("smollm2",), ("smollm2_tiny_en",)),
 }
+SMOKE_CASES = ("embedlink_ctc", "decode", "encoder")
 _INSIDE = ("first_step",)  # run by other cases
 
 

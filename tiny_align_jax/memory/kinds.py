@@ -80,8 +80,9 @@ def _with_user_batch(shapes: Shapes, size: int) -> Shapes:
 
 
 def _many(shapes: Shapes) -> Shapes:
-    """Evaluation: full batches."""
-    batch = decode.Config().batch_buckets[-1]
+    """Evaluation: full batches, or all that there are."""
+    buckets = decode.Config().batch_buckets
+    batch = next((n for n in buckets if n >= shapes.work.num_test), buckets[-1])
     recordings = shapes.config["features"]["batch_size"]
     return with_work(shapes, num_answers=batch, num_recordings=recordings)
 

@@ -150,6 +150,7 @@ def read_corpus(plan: Plan, cache_dir: str) -> Plan:
         num_utterances=len(split.train),
         num_rows=len(rows),
         validates=bool(split.validation),
+        num_test=len(split.test),
         prefix_tokens=max(len(prompt.prefix_ids), 1),
     )
     return dataclasses.replace(plan, shapes=shapes)

@@ -66,6 +66,7 @@ class Work:
         num_answers: utterances that the LLM answers at a time.
         num_recordings: utterances that the encoder hears at a time before they are answered.
         num_workers: threads that decode audio.
+        num_test: utterances that an evaluation answers.
     """
 
     num_utterances: int
@@ -80,6 +81,7 @@ class Work:
     num_answers: int = 1
     num_recordings: int = 1
     num_workers: int = 4
+    num_test: int = 1000
 
 
 @dataclasses.dataclass(frozen=True)

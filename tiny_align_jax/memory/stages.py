@@ -148,6 +148,7 @@ def generation(shapes: Shapes, device: Config, name: str = "generation") -> Stag
         decode_loop.run, model, shapes.sampling, params, answers, prompt[-1], work.new_tokens
     )
     kv = tree_bytes(shapes.answers(shapes.llm.dtype))
+    several = 1 < work.num_answers < work.num_test
     table, state = tree_bytes(shapes.table), shapes.state
     parts = (
         *process(device, shapes.llm.config.vocab_size),
@@ -159,7 +160,7 @@ def generation(shapes: Shapes, device: Config, name: str = "generation") -> Stag
         encoding(shapes, device, work.num_recordings),
         hearing(shapes, device, min(work.num_answers, HEARD_BATCH), "hear"),
         # While a prompt is read, the answers of the batch before are still held.
-        Part("KV cache", kv if work.num_answers == 1 else 2 * kv, 0, "read the prompt"),
+        Part("KV cache", 2 * kv if several else kv, 0, "read the prompt"),
         Part("LLM: temporaries", read.temporary_bytes, 0, "read the prompt"),
         Part("KV cache", kv, 0, "answer"),
         Part("LLM: temporaries", run.num_bytes, 0, "answer"),
