@@ -46,9 +46,11 @@ class Compilations:
         """Programs in all."""
         return self.names.total()
 
-    def _on_duration(self, event: str, duration_secs: float, fun_name: str = "", **unused) -> None:
+    def _on_duration(
+        self, event: str, duration_secs: float, fun_name: str | int = "", **unused
+    ) -> None:
         if self._open and event == _COMPILED:
-            self.names[fun_name] += 1
+            self.names[str(fun_name)] += 1
             self.seconds += duration_secs
 
     def _on_event(self, event: str, **unused) -> None:

@@ -14,7 +14,7 @@ from tiny_align_jax import benchmark_sizes
 
 MODULE = "third_party.torch_baseline.timing"
 MODES = ("eager", "default", "reduce-overhead", "max-autotune", "cuda-graph")
-CASES = ("embedlink", "embedlink_ctc", "next_token", "decode")
+CASES = ("embedlink", "embedlink_ctc", "next_token", "decode", "encoder")
 
 
 def rows(case: str, size_name: str, modes: Sequence[str], timeout_s: float) -> list[dict[str, Any]]:
@@ -23,7 +23,7 @@ def rows(case: str, size_name: str, modes: Sequence[str], timeout_s: float) -> l
     found = []
     for variant, arguments in _variants(case, size).items():
         for mode in modes:
-            if (case, mode) == ("decode", "cuda-graph"):
+            if mode == "cuda-graph" and case in ("decode", "encoder"):
                 continue  # 'reduce-overhead' is CUDA graphs there
             row = {
                 "case": case,
@@ -42,6 +42,8 @@ def _variants(case: str, size: benchmark_sizes.Size) -> dict[str, list[str]]:
         return {variant: [f"--rows={n}"] for variant, n in size.tables().items()}
     if case == "decode":
         return {f"batch {n}": [f"--batch_size={n}"] for n in size.decode.batch_sizes}
+    if case == "encoder":
+        return {f"batch {size.encoder_batch} x {size.window_s:g} s": []}
     return {"activations kept": [f"--rows={size.seen_rows}"]}
 
 
@@ -68,4 +70,12 @@ def _run(line: Sequence[str], timeout_s: float) -> dict[str, Any]:
 
 
 _TIMES = {"seconds": "median", "low_s": "low", "high_s": "high"}
-_FACTS = ("compile_s", "peak_device_mb", "tokens_per_s", "prompt_ms", "trainable_params", "machine")
+_FACTS = (
+    "compile_s",
+    "peak_device_mb",
+    "tokens_per_s",
+    "prompt_ms",
+    "trainable_params",
+    "times_real_time",
+    "machine",
+)

@@ -2,11 +2,16 @@
 
 import argparse
 
+import numpy as np
 import pytest
 
 pytest.importorskip("torch")
 
+import torch
+import transformers
+
 from third_party.torch_baseline import timing
+from third_party.torch_baseline.encoder import Encoder
 from tiny_align_jax import benchmark_sizes
 
 pytestmark = pytest.mark.parity
@@ -44,3 +49,17 @@ def test_decoding_counts_tokens_of_all_rows():
 def test_decoding_has_no_graph_of_all():
     with pytest.raises(SystemExit, match="reduce-overhead"):
         timing.decode(SIZE, arguments("decode", mode="cuda-graph"))
+
+
+def test_the_encoder_reads_the_spectrogram_of_transformers():
+    row = timing.encode(SIZE, arguments("encoder"))
+    audio_s = SIZE.encoder_batch * SIZE.window_s
+    assert row["times_real_time"] == pytest.approx(1e3 * audio_s / row["median_ms"])
+    waveform = 0.1 * np.random.default_rng(0).standard_normal((2, 16_000), np.float32)
+    extract = transformers.WhisperFeatureExtractor(chunk_length=1)
+    wanted = extract(list(waveform), sampling_rate=16_000, return_tensors="pt").input_features
+    encoder = Encoder(SIZE.encoder, 16_000)
+    torch.testing.assert_close(
+        encoder.log_mel(torch.from_numpy(waveform)), wanted, atol=1e-4, rtol=0
+    )
+    assert encoder(torch.from_numpy(waveform)).shape == (2, 50, SIZE.features_dim)

@@ -22,13 +22,15 @@ import transformers
 from third_party.torch_baseline import llm as llm_lib
 from third_party.torch_baseline import objectives
 from third_party.torch_baseline.bridgeformer import BridgeFormer
+from third_party.torch_baseline.encoder import Encoder
 from third_party.torch_baseline.step import MODES, Model, Trainer
 from tiny_align_jax import benchmark_sizes, registry
 from tiny_align_jax.benchmark_sizes import Size
 from tiny_align_jax.data import augment
 from tiny_align_jax.train import optimizer
+from tiny_align_jax.types import SAMPLE_RATE_HZ
 
-CASES = ("embedlink", "embedlink_ctc", "next_token", "decode")
+CASES = ("embedlink", "embedlink_ctc", "next_token", "decode", "encoder")
 _TABLE_RMS = 0.02
 _CORPUS = 4  # utterances on the device, as multiples of the batch
 _NUM_STEPS = 1000  # of the learning rate's schedule
@@ -41,7 +43,8 @@ def main() -> None:
     torch.manual_seed(0)
     transformers.logging.set_verbosity_error()
     size = benchmark_sizes.find(arguments.size)
-    row = decode(size, arguments) if arguments.case == "decode" else step(size, arguments)
+    run = {"decode": decode, "encoder": encode}.get(arguments.case, step)
+    row = run(size, arguments)
     row = {
         "case": arguments.case,
         "mode": arguments.mode,
@@ -157,6 +160,27 @@ def decode(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
         "prompt_ms": prompt["median_ms"],
         "tokens_per_s": 1e3 * batch_size / per_token["median_ms"],
         "tokens_per_s_with_prompt": 1e3 * batch_size * shape.new_tokens / whole["median_ms"],
+    }
+
+
+@torch.no_grad()
+def encode(size: Size, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One call of the frozen encoder on waveforms that lie on the device, spectrogram included."""
+    if arguments.mode == "cuda-graph":
+        raise SystemExit("encoder has no mode cuda-graph; reduce-overhead is CUDA graphs here")
+    batch_size = arguments.batch_size or size.encoder_batch
+    num_samples = round(size.window_s * SAMPLE_RATE_HZ)
+    with torch.device(arguments.device):
+        encoder = Encoder(size.encoder, num_samples)
+        waveform_BS = 0.1 * torch.randn(batch_size, num_samples)
+    encoder.model.to(getattr(torch, arguments.dtype))
+    call = llm_lib.compiled(encoder.forward, arguments.mode)
+    times = measure(lambda: call(waveform_BS), arguments)
+    audio_s = batch_size * size.window_s
+    return {
+        "batch_size": batch_size,
+        **times,
+        "times_real_time": 1e3 * audio_s / times["median_ms"],
     }
 
 
