@@ -48,7 +48,7 @@ class Config:
         max_positions: longest input of 'learned' positions, in tokens.
         dropout: rate on attention and feed-forward outputs and on the input.
         attention: 'auto', 'xla' or 'cudnn'; see `tiny_align_jax.attention`.
-        unroll: layers that run in one turn of the loop over layers; 0 chooses by device.
+        unroll: layers that run in one turn of the loop over layers; 0 for all.
     """
 
     num_layers: int = 4
