@@ -5,6 +5,8 @@
 Every case runs in a process of its own, so that a failure loses nothing else and peak memory is the case's.
 Weights and frames are random. Results: OUT/benchmark.json (grows case by case) and OUT/benchmark.md, a table with
 medians, the floor from counted work over ceilings measured on this machine, and what share of it was reached.
+`--cases=scaling` also draws how cost grows with utterances, their length, the batch, the LLM's width and its cache:
+OUT/scaling_<axis>.png.
 
     python -m experiments.benchmark --preset=orin_8gb --smoke
 
@@ -20,12 +22,18 @@ from absl import flags
 from experiments import _device, _main
 from tiny_align_jax import benchmark, benchmark_energy, benchmark_table
 
-CASES = flags.DEFINE_list("cases", [], f"Some of: {', '.join(benchmark.CASES)}; default all.")
+CASES = flags.DEFINE_list(
+    "cases", [], f"Some of: {', '.join(benchmark.CASES)} (default: all of these), scaling."
+)
 SIZE = flags.DEFINE_string("size", "", "One size for all cases (default: each case's own).")
 OUT = flags.DEFINE_string("out", "workdirs/benchmark", "Folder of the results.")
 TORCH = flags.DEFINE_list(
     "torch", [], "Modes of the PyTorch baseline to run beside: eager, default, reduce-overhead, ..."
 )
+TORCH_FIRST = flags.DEFINE_bool(
+    "torch_first", False, "Run the baseline on the first variant of every case only."
+)
+TIMEOUT_S = flags.DEFINE_float("timeout_s", 420.0, "Limit of each process.")
 PROJECTOR = flags.DEFINE_string(
     "projector", "{}", 'BridgeFormer keys to replace, e.g. {"attention": "xla"}.'
 )
@@ -43,6 +51,8 @@ def main(argv):
         tuple(CASES.value) or (benchmark.SMOKE_CASES if SMOKE.value else ()),
         SIZE.value or ("tiny" if SMOKE.value else ""),
         torch_modes=tuple(TORCH.value),
+        torch_first=TORCH_FIRST.value,
+        timeout_s=TIMEOUT_S.value,
         projector=PROJECTOR.value,
     )
     out = Path(OUT.value)
@@ -62,6 +72,10 @@ def main(argv):
         return
     rows = benchmark.run_all(settings, out, command, _main.CACHE_DIR.value)
     print(benchmark_table.table(rows))
+    if any(row["case"] in benchmark.SCALING for row in rows):
+        from tiny_align_jax import benchmark_curves  # imports matplotlib, which a board may lack
+
+        print(*benchmark_curves.write(rows, out), sep="\n")
     print(f"in {out}/benchmark.json and {out}/benchmark.md")
     if SMOKE.value:
         failed = [row["case"] for row in rows if "error" in row]

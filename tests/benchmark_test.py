@@ -7,7 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tiny_align_jax import benchmark, benchmark_startup, benchmark_table, benchmark_timing
+from tiny_align_jax import (
+    benchmark,
+    benchmark_curves,
+    benchmark_input,
+    benchmark_scaling,
+    benchmark_sizes,
+    benchmark_startup,
+    benchmark_table,
+    benchmark_timing,
+)
 from tiny_align_jax.types import ConfigError
 
 
@@ -65,6 +74,43 @@ def test_ratio_is_to_the_fastest_mode_of_the_baseline():
     rows.append(row | {"framework": "torch failed", "error": "TimeoutExpired"})
     lines = benchmark_table.table(rows).splitlines()[4:]
     assert [line.split("|")[9].strip() for line in lines[:3]] == ["3.00", "", ""]
+
+
+def test_scaling_names_all_its_axes(tmp_path):
+    script = "import sys; sys.exit(1)"
+    settings = benchmark.Settings(("scaling", "encoder"), "tiny")
+    rows = benchmark.run_all(settings, tmp_path, ["-c", script], "")
+    wanted = ["ceilings", *(f"scaling_{axis}" for axis in benchmark_scaling.AXES), "encoder"]
+    assert [row["case"] for row in rows] == wanted and all("error" in row for row in rows)
+
+
+def test_a_step_does_not_notice_how_many_utterances_lie_on_the_device(monkeypatch):
+    monkeypatch.setattr(benchmark_scaling, "CORPORA", (2, 8))
+    few, many = benchmark_scaling.utterances(benchmark_sizes.find("tiny"), "tiny")
+    assert (few.facts["x"], many.facts["x"]) == (4, 16) and few.case == "scaling_utterances"
+    assert many.facts["corpus_mb"] == pytest.approx(4 * few.facts["corpus_mb"])
+    assert many.facts["temporaries_mb"] == few.facts["temporaries_mb"]
+
+
+def test_input_is_a_share_of_training():
+    rows = benchmark_input.input_share(benchmark_sizes.find("tiny"), "tiny")
+    assert [row.repeats for row in rows] == [16, 16]
+    assert all(0 < row.facts["input_share"] < 1 and row.seconds > 0 for row in rows)
+
+
+def test_a_picture_an_axis(tmp_path):
+    def row(axis, line, x, **facts):
+        facts = {"line": line, "x": x, **facts}
+        return {"case": f"scaling_{axis}", "variant": "", "seconds": 0.01 * x, "facts": facts}
+
+    rows = [row("slots", "one token", x) for x in (64, 256)]
+    rows += [row("batch", n, x, temporaries_mb=x) for n in ("a", "b") for x in (2, 4)]
+    rows += [row("batch", "c", 2) | {"facts": {}}, {"case": "embedlink", "facts": {}}]
+    names = [path.name for path in benchmark_curves.write(rows, tmp_path)]
+    assert names == ["scaling_slots.png", "scaling_batch.png"]
+    assert all((tmp_path / name).stat().st_size > 5000 for name in names)
+    panels = benchmark_curves.draw(rows[2:6], "batch").axes
+    assert len(panels) == 2 and len(panels[0].lines) == 5  # two lines, their slopes, the legend's
 
 
 def test_unknown_names_are_refused():

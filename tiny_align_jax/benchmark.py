@@ -19,13 +19,13 @@ from absl import logging
 from tiny_align_jax import benchmark_sizes, benchmark_table, benchmark_torch
 from tiny_align_jax.types import ConfigError, Utterance
 
-TIMEOUT_S = 420
 # Cases in the order they run, with the sizes an accelerator and a CPU run them at.
 CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "ceilings": (("smollm2",), ("smollm2_tiny_en",)),
     "embedlink": (("llama1b",), ("smollm2_tiny_en",)),
     "embedlink_ctc": (("smollm2",), ("smollm2_tiny_en",)),
     "next_token": (("llama1b",), ("smollm2_tiny_en",)),
+    "input": (("smollm2",), ("smollm2_tiny_en",)),
     "decode": (("llama1b", "smollm2"), ("smollm2_tiny_en",)),
     "decode_quantised": (("llama1b",), ("smollm2_tiny_en",)),
     "encoder": (("smollm2",), ("smollm2_tiny_en",)),
@@ -33,6 +33,11 @@ CASES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "startup": (("smollm2",), ("smollm2_tiny_en",)),
 }
 SMOKE_CASES = ("embedlink_ctc", "decode", "encoder")
+# How cost grows, a case an axis: run when named, or all of them by the name 'scaling'.
+SCALING = {
+    f"scaling_{axis}": (("small",), ("small",))
+    for axis in ("utterances", "length", "batch", "width", "slots")
+}
 _INSIDE = ("first_step",)  # run by other cases
 
 
@@ -41,10 +46,12 @@ class Settings:
     """What a benchmark runs.
 
     Attributes:
-        cases: names; all of CASES if empty.
+        cases: names; all of CASES if empty; 'scaling' stands for all of SCALING.
         size: one size for every case; '' for each case's own.
         utterances: corpus for case 'corpus'; made-up noise if empty.
         torch_modes: of the PyTorch baseline, which runs after our own case; none if empty.
+        torch_first: run the baseline on the first variant of a case only.
+        timeout_s: limit of each process.
         projector: JSON of BridgeFormer's keys that replace a size's own, to compare switches.
     """
 
@@ -52,13 +59,16 @@ class Settings:
     size: str = ""
     utterances: tuple[Utterance, ...] = ()
     torch_modes: tuple[str, ...] = ()
+    torch_first: bool = False
+    timeout_s: float = 420.0
     projector: str = "{}"
 
     def __post_init__(self):
-        unknown = [c for c in self.cases if c not in (*CASES, *_INSIDE)]
+        known = (*CASES, "scaling", *SCALING)
+        unknown = [c for c in self.cases if c not in (*known, *_INSIDE)]
         if unknown:
             raise ConfigError(
-                f"unknown case(s) {', '.join(unknown)}; there are: {', '.join(CASES)}"
+                f"unknown case(s) {', '.join(unknown)}; there are: {', '.join(known)}"
             )
         strangers = [m for m in self.torch_modes if m not in benchmark_torch.MODES]
         if strangers:
@@ -86,25 +96,29 @@ def run_all(
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     is_accelerator = False
-    for case in dict.fromkeys(("ceilings", *(settings.cases or CASES))):
-        on_accelerator, on_cpu = CASES[case]
+    named = [n for c in settings.cases for n in (SCALING if c == "scaling" else (c,))]
+    for case in dict.fromkeys(("ceilings", *(named or CASES))):
+        on_accelerator, on_cpu = (CASES | SCALING)[case]
         sizes = (settings.size,) if settings.size else on_accelerator if is_accelerator else on_cpu
         for size in sizes:
-            rows += _run_one(command, case, size, out, cache_dir)
-            if case in benchmark_torch.CASES:
-                rows += benchmark_torch.rows(case, size, settings.torch_modes, TIMEOUT_S)
+            rows += _run_one(command, case, size, out, cache_dir, settings.timeout_s)
+            _write(out, rows)
+            if case in benchmark_torch.CASES and settings.torch_modes:
+                rows += benchmark_torch.rows(
+                    case, size, settings.torch_modes, settings.timeout_s, settings.torch_first
+                )
             is_accelerator = is_accelerator or any(r["facts"].get("accelerator") for r in rows)
             _write(out, rows)
     return rows
 
 
 def _run_one(
-    command: Sequence[str], case: str, size: str, out: Path, cache_dir: str
+    command: Sequence[str], case: str, size: str, out: Path, cache_dir: str, timeout_s: float
 ) -> list[dict[str, Any]]:
     line = [part.format(case=case, size=size, out=out, programs=cache_dir) for part in command]
     start_s = time.monotonic()
     try:
-        subprocess.run([sys.executable, *line], check=True, timeout=TIMEOUT_S)
+        subprocess.run([sys.executable, *line], check=True, timeout=timeout_s)
     except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
         logging.error("case %s at %s failed: %s", case, size, error)
         failed = {"variant": "", "framework": "jax", "error": type(error).__name__, "facts": {}}
@@ -133,7 +147,9 @@ def _case(case: str, settings: Settings, command: Sequence[str]) -> Callable:
     from tiny_align_jax import (
         benchmark_decode,
         benchmark_features,
+        benchmark_input,
         benchmark_quantised,
+        benchmark_scaling,
         benchmark_startup,
         benchmark_steps,
         benchmark_timing,
@@ -148,11 +164,14 @@ def _case(case: str, settings: Settings, command: Sequence[str]) -> Callable:
     def corpus(size, size_name):
         return benchmark_features.corpus(size, size_name, settings.utterances)
 
+    if case in SCALING:
+        return benchmark_scaling.AXES[case.removeprefix("scaling_")]
     return {
         "ceilings": benchmark_timing.ceilings,
         "embedlink": benchmark_steps.embedlink,
         "embedlink_ctc": benchmark_steps.embedlink_ctc,
         "next_token": benchmark_steps.next_token,
+        "input": benchmark_input.input_share,
         "decode": benchmark_decode.decode,
         "decode_quantised": benchmark_quantised.decode_quantised,
         "encoder": benchmark_features.encoder,

@@ -161,6 +161,7 @@ _POOLED = {
 _FRAME_RATE = {"num_layers": 4, "dim": 512, "num_heads": 8, "mlp_dim": 2048, "dropout": 0.2}
 # configs/so762.py:tiny, the recipe for two cores.
 _SMALL = {"num_layers": 3, "dim": 256, "num_heads": 4, "mlp_dim": 1024, "dropout": 0.2}
+_CURVES = {"num_layers": 2, "dim": 128, "num_heads": 2, "mlp_dim": 512, "dropout": 0.2}
 _MINIATURE = {"num_layers": 1, "dim": 16, "num_heads": 2, "mlp_dim": 32, "dropout": 0.2}
 
 SIZES = {
@@ -190,6 +191,27 @@ SIZES = {
         ),
         embedlink_ctc=StepShape(8, 512, 16, _SMALL),
         decode=DecodeShape(new_tokens=32),
+    ),
+    # For curves: small enough that a CPU draws all of them in minutes.
+    "small": Size(
+        llm=SMOLLM2_135M
+        | {
+            "vocab_size": 8192,
+            "hidden_size": 256,
+            "intermediate_size": 704,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        },
+        encoder=WHISPER_TINY,
+        window_s=10.24,
+        encoder_batch=4,
+        embedlink=StepShape(
+            4, 128, 8, _CURVES | {"stack": 1, "pooling": "adaptive", "num_tokens": 32}
+        ),
+        embedlink_ctc=StepShape(4, 256, 8, _CURVES),
+        seen_rows=1000,
+        decode=DecodeShape(new_tokens=128),
     ),
     "tiny": Size(
         llm=MINIATURE_LLM,

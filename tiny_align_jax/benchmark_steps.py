@@ -52,6 +52,7 @@ def make(
     num_rows: int,
     objective_values: Mapping[str, Any] | None = None,
     shape: StepShape | None = None,
+    corpus: int = _CORPUS,
 ) -> Problem:
     """A step of random weights and frames.
 
@@ -61,6 +62,7 @@ def make(
         num_rows: rows of the table.
         objective_values: keys of the objective's Config.
         shape: of the step; None for the size's own.
+        corpus: utterances on the device, as multiples of the batch.
     """
     module = registry.resolve("objectives", objective)
     if shape is None:
@@ -86,8 +88,8 @@ def make(
     )
     frozen = _frozen(size, num_rows, llm, dtype)
     frozen = step_lib.with_constants(module, spec.objective_config, frozen)
-    corpus = _corpus(size, shape, num_rows)
-    return Problem(spec, _state(spec, frozen, corpus), frozen, corpus, shape)
+    data = _corpus(size, shape, num_rows, corpus * shape.batch_size)
+    return Problem(spec, _state(spec, frozen, data), frozen, data, shape)
 
 
 def random_llm(family, config, dtype: Any) -> PyTree:
@@ -131,8 +133,7 @@ def _frozen(size: Size, num_rows: int, llm: Any, dtype: Any) -> Frozen:
     )
 
 
-def _corpus(size: Size, shape: StepShape, num_rows: int) -> Batch:
-    num = _CORPUS * shape.batch_size
+def _corpus(size: Size, shape: StepShape, num_rows: int, num: int) -> Batch:
     rng = np.random.default_rng(0)
     frames = rng.standard_normal((num, shape.num_frames, size.features_dim), np.float32)
     return Batch(
@@ -155,13 +156,21 @@ def _state(spec: step_lib.StepSpec, frozen: Frozen, corpus: Batch) -> step_lib.T
     return step_lib.init_state(spec, params, fixed, 0)
 
 
-def run(case: str, size_name: str, variant: str, problem: Problem, table_bytes: float) -> Row:
+def run(
+    case: str,
+    size_name: str,
+    variant: str,
+    problem: Problem,
+    table_bytes: float,
+    profile: bool = True,
+) -> Row:
     """Times the loop's compiled steps.
 
     Args:
         case: name of the row. size_name: of its size. variant: of the row.
         problem: what is run; its state is given away.
         table_bytes: bytes of frozen arrays that a step must read.
+        profile: trace a call on an accelerator, too.
     """
     steps = 20 if is_accelerator() else 1
     shape = problem.shape
@@ -191,7 +200,7 @@ def run(case: str, size_name: str, variant: str, problem: Problem, table_bytes: 
         return metrics["loss"]
 
     times = per(measure(call), steps)
-    facts["profile"] = kernels(call)
+    facts["profile"] = kernels(call) if profile else {}
     peak = (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use")
     facts |= {
         "peak_device_mb": None if peak is None else peak / 1e6,

@@ -17,11 +17,17 @@ MODES = ("eager", "default", "reduce-overhead", "max-autotune", "cuda-graph")
 CASES = ("embedlink", "embedlink_ctc", "next_token", "decode", "encoder")
 
 
-def rows(case: str, size_name: str, modes: Sequence[str], timeout_s: float) -> list[dict[str, Any]]:
-    """Rows of one case in every mode; a mode that fails or takes too long leaves a row that says so."""
+def rows(
+    case: str, size_name: str, modes: Sequence[str], timeout_s: float, first: bool = False
+) -> list[dict[str, Any]]:
+    """Rows of one case in every mode; a mode that fails or takes too long leaves a row that says so.
+
+    With `first`, of the case's first variant only.
+    """
     size = benchmark_sizes.find(size_name)
     found = []
-    for variant, arguments in _variants(case, size).items():
+    variants = list(_variants(case, size).items())
+    for variant, arguments in variants[:1] if first else variants:
         for mode in modes:
             if mode == "cuda-graph" and case in ("decode", "encoder"):
                 continue  # 'reduce-overhead' is CUDA graphs there

@@ -124,8 +124,11 @@ def test_the_llm_answers_in_validation_and_recomputes_activations(world, tmp_pat
 
 def test_what_the_baseline_lacks_is_refused(world, tmp_path):
     config, cache_dir = world
-    config = config | {"train": config["train"] | {"average_decay": 0.9, "init_from": "x"}}
-    with pytest.raises(ConfigError, match=r"train\.init_from, train\.average_decay"):
+    changes = {"average_decay": 0.9, "init_from": "x", "patience": 2, "validate_every": 1}
+    config = config | {"train": config["train"] | changes}
+    with pytest.raises(
+        ConfigError, match=r"train\.init_from, train\.average_decay, train\.patience$"
+    ):
         train.train(config, tmp_path, cache_dir, progress=False)
 
 

@@ -158,7 +158,9 @@ class _Runner:
             )
             return training_row(self._folder / name)
 
-        return {"name": name, "mode": mode, "workdir": name} | self.attempt(name, train)
+        objective = self._settings.torch_changes.get("objective.name", "")
+        label = f"{name} {objective}".strip()
+        return {"name": label, "mode": mode, "workdir": name} | self.attempt(name, train)
 
     def test_scores(self, name: str) -> dict[str, float]:
         """The package's own evaluation of a workdir, whoever trained it."""
@@ -320,6 +322,9 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
     """Validation WER against training seconds, losses against steps, step times."""
     rows = [row for row in found["rows"] if row.get("checks")]
     figure, (quality, loss, bars) = plt.subplots(1, 3, figsize=(15, 4.2))
+    for row in rows[::-1]:  # bars are drawn upwards
+        bar = bars.barh(row["name"], row["step_ms"], color=_color(rows, row), height=0.6)
+        bars.bar_label(bar, [f" {_number(row['step_ms'])} ms"])
     for row in rows:
         checks = row["checks"]
         quality.plot(
@@ -327,11 +332,12 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
             [c["wer"] for c in checks],
             marker="o",
             ms=3,
+            color=_color(rows, row),
             label=row["name"],
         )
-        loss.plot(*zip(*row["losses"], strict=True), lw=1, label=row["name"])
-        label = f"{row['name']}\n{row['step_ms']:.2f} ms"
-        bars.bar(label, row["step_ms"])
+        loss.plot(
+            *zip(*row["losses"], strict=True), lw=1, color=_color(rows, row), label=row["name"]
+        )
     if found["target_wer"] is not None and rows:
         quality.axhline(found["target_wer"], color="grey", lw=0.8, ls="--", label="reached by all")
     quality.set(
@@ -341,13 +347,19 @@ def plot(found: Mapping[str, Any], path: Path) -> None:
         NullFormatter()
     )  # or they lie upon each other within a decade
     loss.set(xlabel="step", ylabel="training loss", yscale="log")
-    bars.set(ylabel="ms a step")
-    for axis in (quality, loss):
-        if rows:
-            axis.legend()
+    bars.set(xlabel="ms a step")
+    bars.margins(x=0.3)  # room for the labels
+    for axis in (quality, loss, bars):
+        axis.spines[["top", "right"]].set_visible(False)
+    if rows:
+        quality.legend(frameon=False, fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _color(rows: Sequence[Mapping[str, Any]], row: Mapping[str, Any]) -> str:
+    return f"C{rows.index(row)}"
 
 
 def _number(value: Any) -> str:

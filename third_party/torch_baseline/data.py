@@ -88,7 +88,13 @@ def load(config: Mapping[str, Any], cache_dir: str, progress: bool = True) -> Da
     validation = None
     if split.validation:
         validation, _ = setup.examples(
-            "validation", split.validation, cache, report, rows, can_emit, targets=False
+            "validation",
+            setup.drawn(split.validation, config["train"].get("validate_limit", 0)),
+            cache,
+            report,
+            rows,
+            can_emit,
+            targets=False,
         )
     llm = {
         "name": config["llm"]["asset"],
@@ -130,6 +136,8 @@ def refuse_unknown(config: Mapping[str, Any]) -> None:
         "train.init_from": bool(train.get("init_from")),
         "train.average_decay": bool(train.get("average_decay")),
         "train.fixed": bool(train.get("fixed")),
+        "train.patience": bool(train.get("patience")),
+        "train.max_train_s": bool(train.get("max_train_s")),
     }
     if lacking := [name for name, is_wanted in wanted.items() if is_wanted]:
         raise ConfigError(f"the PyTorch baseline does not have: {', '.join(lacking)}")

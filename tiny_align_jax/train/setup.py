@@ -100,7 +100,7 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     if split.validation:
         validation_examples, _ = examples(
             "validation",
-            _some(split.validation, train_config.validate_limit),
+            drawn(split.validation, train_config.validate_limit),
             cache,
             report,
             rows,
@@ -180,12 +180,12 @@ def step_spec(config: Mapping[str, Any], dim: int, out_rms: float, llm: Any = No
     )
 
 
-def _some(utterances: Sequence[Utterance], limit: int) -> Sequence[Utterance]:
+def drawn(utterances: Sequence[Utterance], limit: int) -> Sequence[Utterance]:
     """At most `limit` of them in their order, drawn by seed 0; 0 for all."""
     if not limit or limit >= len(utterances):
         return utterances
-    drawn = np.random.default_rng(0).permutation(len(utterances))[:limit]
-    return [utterances[i] for i in sorted(drawn)]
+    chosen = np.random.default_rng(0).permutation(len(utterances))[:limit]
+    return [utterances[i] for i in sorted(chosen)]
 
 
 def require_fit(projector, projector_config, objective) -> None:
