@@ -13,7 +13,7 @@ from tiny_align_jax.data import batching
 from tiny_align_jax.train import loop
 
 _EPOCH = 8  # steps
-_SETTINGS = {
+SETTINGS = {
     "streamed from the cache": {"resident": "never"},
     "on the device, an epoch a dispatch": {"resident": "always", "steps_per_dispatch": 0},
 }
@@ -23,7 +23,7 @@ def input_share(size: Size, size_name: str) -> list[Row]:
     """`embedlink_ctc` training with frames read from a memory-mapped file, and with frames on the device."""
     rows = []
     num_steps = _EPOCH * (50 if is_accelerator() else 2)
-    for variant, values in _SETTINGS.items():
+    for variant, values in SETTINGS.items():
         with tempfile.TemporaryDirectory(prefix="tiny_align_jax_benchmark_") as folder:
             problem = benchmark_steps.make(size, "embedlink_ctc", size.seen_rows, corpus=_EPOCH)
             values = {
