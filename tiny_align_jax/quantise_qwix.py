@@ -1,7 +1,7 @@
 """The same LLM with its matrices held by qwix, for comparison; needs `pip install -e ".[qwix]"`.
 
-Our own path (`quantize.grouped`) stays the one that runs use: it reads GGUF blocks as they are, keeps a
-minimum a group, quantises while it reads, and needs no flax 0.12.
+Our own path (`quantize.grouped`) stays the one that runs use: it reads GGUF blocks as they are, quantises
+while it reads, and needs no flax 0.12.
 """
 
 import importlib.util

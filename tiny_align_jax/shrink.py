@@ -25,7 +25,7 @@ from tiny_align_jax.weights import loading, shrunk, shrunk_tokenizer
 from tiny_align_jax.weights.folder import ModelFolder
 
 TRAIN = "train"
-_NUM_CALIBRATED = 8  # transcripts; twice as many order SmolLM2's layers alike
+_NUM_CALIBRATED = 8  # transcripts, each behind the whole prompt
 
 
 @dataclasses.dataclass(frozen=True)
