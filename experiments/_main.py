@@ -12,6 +12,7 @@ import logging as std_logging
 import os
 import pkgutil
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -117,11 +118,24 @@ def _set_up_jax() -> None:
     if has_gpu_plugin and "triton_gemm" not in os.environ.get("XLA_FLAGS", ""):
         # Tuning Triton products took 7 CPU minutes of a run's start (docs/results.md).
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_NO_TRITON_GEMM}".strip()
+    mend_programs(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
     logging.info(
         "compiled programs are kept in %s; XLA_FLAGS=%r",
         os.environ["JAX_COMPILATION_CACHE_DIR"],
         os.environ.get("XLA_FLAGS", ""),
     )
+
+
+def mend_programs(folder: Path) -> None:
+    """Removes compiled programs that a killed process left without their time stamp.
+
+    One such file alone makes every later write to the folder fail with a warning, so that no start is ever
+    quick again. The last minute's may be in the making.
+    """
+    for program in folder.glob("*-cache"):
+        stamp = program.with_name(program.name.removesuffix("-cache") + "-atime")
+        if not stamp.exists() and time.time() - program.stat().st_mtime > 60:
+            program.unlink(missing_ok=True)
 
 
 def _ours_or_warning(record: std_logging.LogRecord) -> bool:

@@ -1,0 +1,18 @@
+"""What every experiment does before its work."""
+
+import os
+import time
+
+from experiments import _main
+
+
+def test_a_program_without_its_time_stamp_is_removed(tmp_path):
+    """JAX could write no other program beside it."""
+    names = ("whole-cache", "whole-atime", "torn-cache", "new-cache")
+    for name in names:
+        (tmp_path / name).write_bytes(b"x")
+    for name in names[:3]:
+        os.utime(tmp_path / name, (time.time() - 100,) * 2)
+    _main.mend_programs(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"whole-cache", "whole-atime", "new-cache"}
+    _main.mend_programs(tmp_path / "absent")
