@@ -17,7 +17,7 @@ import soundfile
 
 from tiny_align_jax import benchmark_quantised, decode, published, stand_in, transcribe
 from tiny_align_jax.adapt import recipe, replay, user
-from tiny_align_jax.aligner import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Aligner
+from tiny_align_jax.aligner import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Aligner, read_workdir
 from tiny_align_jax.benchmark_sizes import DecodeShape
 from tiny_align_jax.benchmark_timing import machine, tree_bytes
 from tiny_align_jax.personalize import personalize
@@ -70,13 +70,16 @@ def copy(workdir: Path, out: Path, cache_dir: str, held: Mapping[str, Mapping[st
         out: folder to work in.
         cache_dir: folder of weights and features.
         held: keys of `quantize.config.Config` by 'encoder' and 'llm'.
+
+    Raises:
+        CheckpointError: no finished run.
     """
+    _, card = read_workdir(workdir)
     target = out / "run"
     target.mkdir(parents=True, exist_ok=True)
     for name in (CONFIG_FILE, CARD_FILE, WEIGHTS_FILE, replay.FILE):
         if (workdir / name).is_file():
             shutil.copyfile(workdir / name, target / name)
-    card = json.loads((target / CARD_FILE).read_text(encoding="utf-8"))
     for part, keys in held.items():
         card[part]["quantize"] = {**card[part].get("quantize", {}), **keys}
     (target / CARD_FILE).write_text(json.dumps(card), encoding="utf-8")
