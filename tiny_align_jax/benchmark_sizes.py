@@ -8,38 +8,20 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from tiny_align_jax import published
 from tiny_align_jax.types import ConfigError
 
-LLAMA_1B = {
-    "model_type": "llama",
-    "vocab_size": 128_256,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 16,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 8,
-    "head_dim": 64,
-    "max_position_embeddings": 131_072,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 500_000.0,
-    "tie_word_embeddings": True,
-    "hidden_act": "silu",
-}
-SMOLLM2_135M = {
-    "model_type": "llama",
-    "vocab_size": 49_152,
-    "hidden_size": 576,
-    "intermediate_size": 1536,
-    "num_hidden_layers": 30,
-    "num_attention_heads": 9,
-    "num_key_value_heads": 3,
-    "head_dim": 64,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 100_000.0,
-    "tie_word_embeddings": True,
-    "hidden_act": "silu",
-}
+
+def _published(kind: str, name: str) -> dict[str, Any]:
+    """Shape of a published model, without what its config says of how it is stored."""
+    found = published.find(kind, name) or {}
+    return {k: v for k, v in found.items() if k not in ("torch_dtype", "transformers.js_config")}
+
+
+LLAMA_1B = _published("llms", "Llama-3.2-1B")
+SMOLLM2_135M = _published("llms", "SmolLM2-135M")
+WHISPER_BASE = _published("encoders", "whisper-base")
+WHISPER_TINY = _published("encoders", "whisper-tiny.en")
 MINIATURE_LLM = SMOLLM2_135M | {
     "vocab_size": 512,
     "hidden_size": 32,
@@ -48,21 +30,6 @@ MINIATURE_LLM = SMOLLM2_135M | {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
-}
-WHISPER_BASE = {
-    "model_type": "whisper",
-    "d_model": 512,
-    "encoder_layers": 6,
-    "encoder_attention_heads": 8,
-    "encoder_ffn_dim": 2048,
-    "num_mel_bins": 80,
-    "max_source_positions": 1500,
-}
-WHISPER_TINY = WHISPER_BASE | {
-    "d_model": 384,
-    "encoder_layers": 4,
-    "encoder_attention_heads": 6,
-    "encoder_ffn_dim": 1536,
 }
 MINIATURE_ENCODER = WHISPER_BASE | {
     "d_model": 32,
