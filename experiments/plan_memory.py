@@ -7,8 +7,8 @@
 
 Nothing is run, loaded or fetched: a model is a name of docs/models.md ('Llama-3.2-3B', 'whisper-base'), a
 hub id of one of these, or a folder with a config.json. Temporaries come from compiling the programs of
-each stage for shapes, so the first answer takes a minute or two. `train`, `evaluate`, `transcribe` make the same check before
-they load anything, wherever `config.device.budget_bytes` is set. How good the predictions are:
+each stage for shapes, so the first answer takes a minute or two. `extract_features`, `train`, `evaluate`,
+`transcribe`, `personalize` make the same check before they load anything, wherever `config.device.budget_bytes` is set. How good the predictions are:
 docs/edge.md.
 """
 

@@ -105,7 +105,7 @@ def _normalizer_bwd(chunk, residuals, grad_N):
     x_ND, mean_ND, scale, table_VD = residuals
     grad_x = (scale * grad_N[:, None] * mean_ND).astype(x_ND.dtype)
     grad_scale = jnp.sum(grad_N * jnp.sum(x_ND.astype(jnp.float32) * mean_ND, axis=-1))
-    return grad_x, jnp.zeros_like(table_VD), grad_scale.astype(scale.dtype)
+    return grad_x, jnp.zeros_like(table_VD), grad_scale.astype(jnp.result_type(scale))
 
 
 cosine_log_normalizer.defvjp(_normalizer_fwd, _normalizer_bwd)
