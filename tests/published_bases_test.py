@@ -18,6 +18,8 @@ from tiny_align_jax.weights import assets
 BASES = _main.published_bases()
 ABOUT = _main.PUBLISHED / "about.md"
 FILES = {"README.md", "config.json", "projector.json", "projector.safetensors", "publish.json"}
+# Weights of reading with help, and the texts it was tuned with.
+READING = {"reading.json", "transcripts.txt", "sentences.txt"}
 MAX_FOLDER_BYTES = 22_000_000
 each = pytest.mark.parametrize("base", BASES, ids=[p.name for p in BASES])
 
@@ -39,7 +41,7 @@ def test_they_are_small_together_and_hold_what_is_listed():
     for base in BASES:
         names = {p.name for p in files if p.parent == base}
         assert {*FILES, replay.FILE} <= names
-        strangers = names - FILES - {replay.FILE, "reading.json"}
+        strangers = names - FILES - {replay.FILE, *READING}
         assert strangers and all(re.fullmatch(r"metrics[\w.]*\.json", name) for name in strangers)
 
 

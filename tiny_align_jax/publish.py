@@ -9,6 +9,7 @@ it was trained and what the conversion changed (publish.json), scores (metrics*.
 import dataclasses
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
@@ -27,6 +28,7 @@ from tiny_align_jax.weights import safetensors
 
 ABOUT_FILE = "publish.json"
 METRICS = "metrics*.json"
+VALIDATION = "metrics.validation.no_llm.json"
 TRANSCRIPTS_FILE = "transcripts.txt"
 SENTENCES_FILE = "sentences.txt"
 MAX_BYTES = 10_000_000
@@ -60,8 +62,9 @@ def publish(
 ) -> dict[str, Any]:
     """Writes a workdir's projector to `out`, reads the validation utterances with both, and says so.
 
-    Scores of the workdir are copied only if the conversion changed no weight; otherwise the published
-    folder has to be evaluated itself.
+    Scores of the workdir are copied only where they must be those of the published file: all if the
+    conversion changed no weight, those on validation without the LLM if it changed no reading there.
+    For the others the published folder has to be evaluated itself.
 
     Args:
         base: the workdir's aligner, which finds its corpus here.
@@ -112,9 +115,8 @@ def publish(
             f"in float16 the word error rate on validation moved by {change:.4f}, at most "
             f"{config.max_wer_change} are published; train with weights that float16 can hold"
         )
-    if not about["conversion"]["weights_changed"]:
-        for path in sorted(source.glob(METRICS)):
-            shutil.copyfile(path, folder / path.name)
+    for path in sorted(source.glob(_same_scores(about["conversion"]))):
+        shutil.copyfile(path, folder / path.name)
     return about
 
 
@@ -131,6 +133,13 @@ def copy_reading(base: Aligner, source: Path, folder: Path) -> None:
             settings["ngram_texts"] = SENTENCES_FILE
     kept = {key: tuned[key] for key in ("methods", "greedy_wer", "num_utterances")}
     checkpoint.write_json(folder / reading_config.FILE, kept)
+
+
+def _same_scores(conversion: Mapping[str, Any]) -> str:
+    """Pattern of the workdir's scores that hold for the published file, too."""
+    if not conversion["weights_changed"]:
+        return METRICS
+    return VALIDATION if not conversion["num_changed"] else "none"
 
 
 def compare(
@@ -183,6 +192,15 @@ def without_paths(config: Any, key: str = "") -> Any:
 def _beside(source: Path, name: str) -> Path:
     """A text file of a reading: relative to its reading.json, or to where tuning ran."""
     return source / name if (source / name).is_file() else Path(name)
+
+
+def clean_metrics(folder: Path) -> None:
+    """Takes the folders out of the reasons that metrics*.json gives for utterances left out."""
+    for path in folder.glob(METRICS):
+        metrics = json.loads(path.read_text(encoding="utf-8"))
+        reasons = metrics.get("skipped", {})
+        metrics["skipped"] = {name: re.sub(r"/\S*/", "", why) for name, why in reasons.items()}
+        path.write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def _write_compact(path: Path, card: Mapping[str, Any]) -> None:

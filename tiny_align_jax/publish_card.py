@@ -26,6 +26,7 @@ def write(folder: str | os.PathLike, about: str | os.PathLike) -> Path:
         ConfigError: no scores yet, or sections that are missing.
     """
     path = Path(folder) / FILE
+    publish.clean_metrics(path.parent)
     path.write_text(text(Path(folder), Path(about).read_text(encoding="utf-8")), encoding="utf-8")
     return path
 
