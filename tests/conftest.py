@@ -8,6 +8,7 @@ lives as long as the run. Set JAX_COMPILATION_CACHE_DIR to keep one between runs
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 
 import pytest
@@ -48,6 +49,16 @@ def _quick_to_compile(request):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ctc, "UNROLL", 1)
         yield
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _room_for_programs():
+    """Half of this suite in one process comes near the number of memory maps that Linux allows."""
+    yield
+    if "jax" in sys.modules:
+        from tiny_align_jax import heap
+
+        heap.drop_many_programs()
 
 
 @pytest.fixture(scope="session")

@@ -23,7 +23,7 @@ import filelock
 import jax
 from absl import logging
 
-from tiny_align_jax import evaluate, registry, sweep
+from tiny_align_jax import evaluate, heap, registry, sweep
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.responder import Llm
 from tiny_align_jax.train import checkpoint, logs, run
@@ -202,6 +202,7 @@ class Runner:
             return {**status, "status": FAILED, "error": f"{type(error).__name__}: {error}"}
         finally:
             gc.collect()  # the device arrays of this point, before the next one needs the room
+            heap.drop_many_programs()
         seconds = round(time.monotonic() - start_s, 2)
         return {**status, **added, "status": FINISHED, "error": "", "scored": scored,
                 "seconds": seconds}  # fmt: skip

@@ -16,7 +16,7 @@ from tiny_align_jax import registry
 from tiny_align_jax.data import augment, batching, prompts, splits, tokenizer, vocabulary
 from tiny_align_jax.train import loop, optimizer, setup, through_llm
 from tiny_align_jax.types import ConfigError
-from tiny_align_jax.weights import assets, loading
+from tiny_align_jax.weights import loading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +64,7 @@ def load(config: Mapping[str, Any], cache_dir: str, progress: bool = True) -> Da
     projector, projector_config = registry.from_section("projectors", config["projector"])
     split = setup.read_split(config)
     splits.refuse_leaks(split, config["split"]["shared_speakers"])
-    folder = assets.resolve(config["llm"]["asset"], cache_dir)
+    folder, choice = setup.resolve_llm(config, cache_dir, split)
     words = tokenizer.load(folder.path)
     kind = config["vocabulary"]["kind"]
     rows = vocabulary.build(
@@ -96,13 +96,8 @@ def load(config: Mapping[str, Any], cache_dir: str, progress: bool = True) -> Da
             can_emit,
             targets=False,
         )
-    llm = {
-        "name": config["llm"]["asset"],
-        "fingerprint": folder.fingerprint,
-        "quantize": dataclasses.asdict(setup.held_llm(config)),
-        "dim": table_VD.shape[1],
-        "out_rms": float(np.sqrt(np.mean(np.square(table_VD)))),
-    }
+    out_rms = float(np.sqrt(np.mean(np.square(table_VD))))
+    llm = setup.llm_card(config, folder, choice, table_VD.shape[1], out_rms)
     card = {
         "projector": config["projector"],
         "objective": config["objective"],

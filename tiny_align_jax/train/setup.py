@@ -71,7 +71,7 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     variants = config["features"].get("variants", ())
     split = mixture.extend(read_split(config), mixture_config, dataset, variants)
     splits.refuse_leaks(split, config["split"]["shared_speakers"], audio_digests(split, cache_dir))
-    llm_folder, choice = _llm(config, cache_dir, split)
+    llm_folder, choice = resolve_llm(config, cache_dir, split)
     words = tokenizer.load(llm_folder.path)
     rows = vocabulary.build(
         config["vocabulary"]["kind"],
@@ -120,14 +120,7 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
         "projector": config["projector"],
         "objective": config["objective"],
         "encoder": encoder_card,
-        "llm": {
-            "name": config["llm"]["asset"],
-            "fingerprint": llm_folder.fingerprint,
-            "quantize": dataclasses.asdict(held_llm(config)),
-            "shrunk": dataclasses.asdict(choice),
-            "dim": frozen.table_VD.shape[1],
-            "out_rms": table_rms,
-        },
+        "llm": llm_card(config, llm_folder, choice, frozen.table_VD.shape[1], table_rms),
         "vocabulary": rows.to_json(),
         "versions": versions(),
     }
@@ -143,7 +136,25 @@ def first_state(run: loop.Run, card: Mapping[str, Any]) -> TrainState:
     return init_state(run.spec, trainable, fixed, run.seed)
 
 
-def _llm(
+def llm_card(
+    config: Mapping[str, Any],
+    folder: assets.ModelFolder,
+    choice: shrunk.Choice,
+    dim: int,
+    out_rms: float,
+) -> dict[str, Any]:
+    """What projector.json says of the LLM."""
+    return {
+        "name": config["llm"]["asset"],
+        "fingerprint": folder.fingerprint,
+        "quantize": dataclasses.asdict(held_llm(config)),
+        "shrunk": dataclasses.asdict(choice),
+        "dim": dim,
+        "out_rms": out_rms,
+    }
+
+
+def resolve_llm(
     config: Mapping[str, Any], cache_dir: str, split: splits.Split
 ) -> tuple[assets.ModelFolder, shrunk.Choice]:
     """The run's LLM, smaller if the config says so, and what stayed of it."""
