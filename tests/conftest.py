@@ -19,6 +19,8 @@ _JAX_SETTINGS = {
     "JAX_PLATFORMS": "cpu",
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    # Compiling takes most of the time here: a third less of it without XLA's costly passes.
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
 }
 _OWN_CACHE = pytest.StashKey[str]()
 
