@@ -232,6 +232,9 @@ def test_lanes_train_as_runs_alone_would(config, world, tmp_path, monkeypatch):
     found, summary, log = result("lanes", 2)
     expected, summary_alone, log_alone = result("alone", 2)
     assert summary["lanes"] == 3 and summary["step"] == 3 == summary_alone["step"]
+    for tree in (found, expected):
+        # Its true gradient is zero (a bias on attention keys); Adam blows up rounding errors.
+        del tree["projector"]["layers"]["attention"]["key"]["bias"]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5), found, expected)
     assert [line["step"] for line in log] == [line["step"] for line in log_alone]
     for line, other in zip(log, log_alone, strict=True):
@@ -239,7 +242,9 @@ def test_lanes_train_as_runs_alone_would(config, world, tmp_path, monkeypatch):
     # Another seed and another rate are other runs.
     for k in (0, 3):
         assert result("lanes", k)[2][0]["loss"] != pytest.approx(log[0]["loss"], rel=1e-6) or k == 3
-        leaves = zip(jax.tree.leaves(found), jax.tree.leaves(result("lanes", k)[0]), strict=True)
+        of_another = result("lanes", k)[0]
+        del of_another["projector"]["layers"]["attention"]["key"]["bias"]
+        leaves = zip(jax.tree.leaves(found), jax.tree.leaves(of_another), strict=True)
         assert max(np.abs(a - b).max() for a, b in leaves) > 1e-4
 
 
