@@ -117,9 +117,12 @@ def test_scores_are_copied_only_for_the_same_weights(world, base, published, tmp
     cache_dir = str(world.cache_dir)
     publish.publish(base, world.workdir, "again", cache_dir, config)
     assert not list(pathlib.Path("again").glob(publish.METRICS))
-    (folder / "metrics.json").write_text("{}")
+    (folder / "metrics.json").write_text('{"reading": {"ngram_texts": "/a/b.txt"}}')
     publish.publish(base, folder, "copy", cache_dir, config)  # float16 already
     assert [p.name for p in pathlib.Path("copy").glob(publish.METRICS)] == ["metrics.json"]
+    publish.clean_metrics(pathlib.Path("copy"))  # as the card does before it shows them
+    copied = json.loads(pathlib.Path("copy/metrics.json").read_text())
+    assert copied == {"reading": {"ngram_texts": "b.txt"}, "skipped": {}}
     (folder / "metrics.json").unlink()
 
 

@@ -126,10 +126,11 @@ def copy_reading(base: Aligner, source: Path, folder: Path) -> None:
         return
     tuned = json.loads((source / reading_config.FILE).read_text(encoding="utf-8"))
     (folder / TRANSCRIPTS_FILE).write_text("\n".join(reading.transcripts(base)) + "\n", "utf-8")
-    for settings in tuned["methods"].values():
+    for method, settings in tuned["methods"].items():
         settings["transcripts"] = TRANSCRIPTS_FILE
         if settings["ngram_texts"]:
-            shutil.copyfile(_beside(source, settings["ngram_texts"]), folder / SENTENCES_FILE)
+            found = reading_config.load_config(source, method).ngram_texts
+            shutil.copyfile(found, folder / SENTENCES_FILE)
             settings["ngram_texts"] = SENTENCES_FILE
     kept = {key: tuned[key] for key in ("methods", "greedy_wer", "num_utterances")}
     checkpoint.write_json(folder / reading_config.FILE, kept)
@@ -189,15 +190,10 @@ def without_paths(config: Any, key: str = "") -> Any:
     return "" if key in _PATH_OF_FOLDER else PurePosixPath(config.replace("\\", "/")).name
 
 
-def _beside(source: Path, name: str) -> Path:
-    """A text file of a reading: relative to its reading.json, or to where tuning ran."""
-    return source / name if (source / name).is_file() else Path(name)
-
-
 def clean_metrics(folder: Path) -> None:
-    """Takes the folders out of the reasons that metrics*.json gives for utterances left out."""
+    """Takes this machine's folders out of metrics*.json: of settings, and of why utterances were left out."""
     for path in folder.glob(METRICS):
-        metrics = json.loads(path.read_text(encoding="utf-8"))
+        metrics = without_paths(json.loads(path.read_text(encoding="utf-8")))
         reasons = metrics.get("skipped", {})
         metrics["skipped"] = {name: re.sub(r"/\S*/", "", why) for name, why in reasons.items()}
         path.write_text(json.dumps(metrics, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

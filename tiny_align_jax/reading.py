@@ -276,7 +276,7 @@ def _count(aligner: Aligner, config: Config, texts: Sequence[str]) -> ngram.Ngra
 def _lines(key: str, path: str) -> list[str]:
     try:
         return Path(path).read_text(encoding="utf-8").splitlines()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{key}={path!r} cannot be read: {error}") from error
 
 
