@@ -3,6 +3,7 @@
     python -m experiments.sweep --config=configs/so762.py --sweep=objective,seed --workdir=workdirs/objective
     python -m experiments.sweep ... --dry_run          # what would run
     python -m experiments.sweep ... --jobs=2           # two processes; each takes the next free point
+    CUDA_VISIBLE_DEVICES=0,1 python -m experiments.sweep ... --jobs=8    # four of them on each GPU
     python -m experiments.sweep ... --lanes=8          # seeds and learning rates side by side, one program
     python -m experiments.sweep ... --list | xargs -P 4 -I{} sh -c "{}"     # or a SLURM array over --point=K
     python -m experiments.report --workdir=workdirs/objective
@@ -17,6 +18,7 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 
 from absl import flags, logging
@@ -108,22 +110,31 @@ def _command(*extra: str) -> str:
     return shlex.join([sys.executable, "-m", "experiments.sweep", *kept, *extra])
 
 
+def _environments(count: int, given: Mapping[str, str]) -> list[dict[str, str]]:
+    """One for each process; the GPUs of CUDA_VISIBLE_DEVICES are dealt out in turn."""
+    # Processes that share a GPU must not each take most of its memory at the start.
+    shared = {**given, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    gpus = [gpu for gpu in given.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    if not gpus:
+        return [shared] * count
+    return [{**shared, "CUDA_VISIBLE_DEVICES": gpus[k % len(gpus)]} for k in range(count)]
+
+
 def _supervise(num_points: int) -> int:
     """Processes that share the points; one that dies is started again and skips what is done."""
     chosen = [f"--point={','.join(_POINT.value)}"] if _POINT.value else []
     command = shlex.split(_command(*chosen, f"--invocation={time.time()}"))
-    # Processes that share a GPU must not each take most of its memory at the start.
-    env = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    running = [subprocess.Popen(command, env=env) for _ in range(min(_JOBS.value, num_points))]
+    environments = _environments(min(_JOBS.value, num_points), os.environ)
+    running = [(subprocess.Popen(command, env=env), env) for env in environments]
     codes, restarts = [], 2 * num_points
     while running:
-        process = running.pop(0)
+        process, env = running.pop(0)
         code = process.wait()
         if code in (0, 1, 2) or not restarts:
             codes.append(code)
         else:
             logging.warning("process ended with %d; starting it again", code)
-            running.append(subprocess.Popen(command, env=env))
+            running.append((subprocess.Popen(command, env=env), env))
             restarts -= 1
     return max((abs(code) for code in codes), default=0) and 1
 

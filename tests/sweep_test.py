@@ -369,3 +369,14 @@ def test_every_ablation_expands_to_points_that_can_run(name):
         for point in points:  # values of the right kind, too
             registry.make_config(augment, point.config["augment"])
             registry.make_config(prompts, point.config["prompt"])
+
+
+def test_processes_are_dealt_out_to_the_visible_gpus():
+    # In a process of its own: the experiment's flags would stay defined in this one.
+    code = (
+        "from experiments import sweep as s\n"
+        "dealt = s._environments(3, {'CUDA_VISIBLE_DEVICES': '2,5'})\n"
+        "print([e['CUDA_VISIBLE_DEVICES'] for e in dealt], s._environments(1, {})[0])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("['2', '5', '2'] {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}")
