@@ -19,13 +19,13 @@ _STRETCH = {"objective.embedlink.cast": "stretch", f"{_BRIDGE}num_tokens": 24}
 
 
 def get_config(arg: str = ""):
-    """`arg`: '' 2000 steps on utterances up to 10.24 s, 'screen' 600, 'full' the recipe of configs/so762.py."""
+    """`arg`: '' 1200 steps on utterances up to 10.24 s, 'screen' 600, 'full' the recipe of configs/so762.py."""
     if arg not in ("", "screen", "full"):
         raise ValueError(f"search: unknown argument {arg!r}; expected '', 'screen' or 'full'")
     if arg == "full":
         return cross.get_config()
     config = cross.get_config("screen").unlock()
-    config.train.num_steps = 600 if arg else 2000
+    config.train.num_steps = 600 if arg else 1200
     return config.lock()
 
 
