@@ -93,9 +93,14 @@ def _around(
 
 
 def _units_below(count_of: Callable[[int], int], target: int) -> int:
-    """Largest width whose count stays at or below the target (at least 1): counts are quadratic in it."""
-    at = np.array([4, 8, 16])
-    curve = np.polyfit(at, [count_of(int(n)) for n in at], 2)
-    roots = np.roots(curve - np.array([0, 0, target]))
-    real = [float(r.real) for r in roots if abs(r.imag) < 1e-6 and r.real > 1]
+    """Largest width whose count stays at or below the target (at least 1).
+
+    Counts are quadratic in the width, or linear; differences of whole numbers tell which, where a
+    fitted curve leaves a speck of a quadratic term and with it a root far away.
+    """
+    at_4, at_8, at_16 = (count_of(n) for n in (4, 8, 16))
+    slope, second = (at_8 - at_4) / 4, ((at_16 - at_8) / 8 - (at_8 - at_4) / 4) / 12
+    # Newton's form: at_4 + slope (n - 4) + second (n - 4) (n - 8) = target
+    curve = [second, slope - 12 * second, at_4 - 4 * slope + 32 * second - target]
+    real = [float(r.real) for r in np.roots(curve) if abs(r.imag) < 1e-6 and r.real > 1]
     return max(1, math.floor(max(real, default=1.0) + 1e-6))
