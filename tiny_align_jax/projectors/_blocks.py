@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tiny_align_jax import attention
+from tiny_align_jax.projectors import _sums
 from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array, ConfigError
 
@@ -53,8 +54,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = nn.Dense(self.hidden_dim, dtype=self.dtype, name="up")(x)
-        return nn.Dense(self.out_dim, dtype=self.dtype, name="down")(nn.gelu(x))
+        x = _sums.dense(self.hidden_dim, self.dtype, "up")(x)
+        return _sums.dense(self.out_dim, self.dtype, "down")(nn.gelu(x))
 
 
 class Attention(nn.Module):
@@ -69,13 +70,13 @@ class Attention(nn.Module):
     def __call__(self, queries_BAD: Array, keys_BTD: Array, mask_BT: Array) -> Array:
         dim = queries_BAD.shape[-1]
         shape = (self.num_heads, dim // self.num_heads)
-        q = nn.DenseGeneral(shape, dtype=self.dtype, name="query")(queries_BAD)
-        k = nn.DenseGeneral(shape, dtype=self.dtype, name="key")(keys_BTD)
-        v = nn.DenseGeneral(shape, dtype=self.dtype, name="value")(keys_BTD)
+        q = _sums.dense(shape, self.dtype, "query")(queries_BAD)
+        k = _sums.dense(shape, self.dtype, "key")(keys_BTD)
+        v = _sums.dense(shape, self.dtype, "value")(keys_BTD)
         if self.rotary:
             q, k = rotate(q), rotate(k)
         out = attention.attend(q, k, v, mask_BT, self.kind)
-        return nn.DenseGeneral(dim, axis=(-2, -1), dtype=self.dtype, name="out")(out)
+        return _sums.dense(dim, self.dtype, "out", axis=(-2, -1))(out)
 
 
 class EncoderLayer(nn.Module):
@@ -91,12 +92,12 @@ class EncoderLayer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, mask_BA: Array, *, train: bool = False) -> Array:
         drop = Dropout(self.dropout, deterministic=not train)
-        h = nn.LayerNorm(dtype=self.dtype, name="attention_norm")(x)
+        h = _sums.layer_norm(self.dtype, "attention_norm")(x)
         attend = Attention(
             self.num_heads, self.rotary, self.dtype, self.attention, name="attention"
         )
         x = x + drop(attend(h, h, mask_BA))
-        h = nn.LayerNorm(dtype=self.dtype, name="mlp_norm")(x)
+        h = _sums.layer_norm(self.dtype, "mlp_norm")(x)
         return x + drop(Mlp(self.mlp_dim, x.shape[-1], dtype=self.dtype, name="mlp")(h))
 
 
@@ -161,9 +162,11 @@ class OutputNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
+        is_half = x.dtype in _sums.HALVES
         x = x.astype(jnp.float32)
         scale = self.param("scale", nn.initializers.constant(self.out_rms), (x.shape[-1],))
-        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6) * scale
+        x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)
+        return _sums.scale_columns(x, scale) if is_half else x * scale
 
 
 def adaptive_average(x: Array, mask_BA: Array, num_tokens: int) -> Array:

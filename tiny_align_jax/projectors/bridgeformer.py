@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from tiny_align_jax import attention
-from tiny_align_jax.projectors import _blocks, _layers
+from tiny_align_jax.projectors import _blocks, _layers, _sums
 from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array
 
@@ -131,7 +131,7 @@ class Projector(nn.Module):
             attention=c.attention,
             unroll=c.unroll,
         )
-        x = nn.LayerNorm(dtype=self.dtype, name="encoder_norm")(x)
+        x = _sums.layer_norm(self.dtype, "encoder_norm")(x)
         x, mask_BA = self._pool(x, mask_BA)
         x = _blocks.Mlp(c.mlp_dim, self.out_dim, dtype=self.dtype, name="output_mlp")(x)
         audio_BAD = _blocks.OutputNorm(self.out_rms, name="output_norm")(x)

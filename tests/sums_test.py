@@ -1,0 +1,61 @@
+"""Biases and scales with gradients from matrix products, against flax's own layers."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tiny_align_jax.projectors import _sums
+
+HALF = jnp.bfloat16
+LAYERS = {
+    "dense": (lambda: _sums.dense(24, HALF, "a"), lambda: nn.Dense(24, dtype=HALF, name="a")),
+    "heads": (
+        lambda: _sums.dense((2, 12), HALF, "a"),
+        lambda: nn.DenseGeneral((2, 12), dtype=HALF, name="a"),
+    ),
+    "from heads": (
+        lambda: _sums.dense(24, HALF, "a", axis=(-2, -1)),
+        lambda: nn.DenseGeneral(24, axis=(-2, -1), dtype=HALF, name="a"),
+    ),
+    "norm": (lambda: _sums.layer_norm(HALF, "a"), lambda: nn.LayerNorm(dtype=HALF, name="a")),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_values_parameters_and_gradients_are_those_of_flax(name):
+    shape = (3, 40, 4, 5) if name == "from heads" else (3, 40, 20)
+    x = jax.random.normal(jax.random.key(0), shape, HALF)
+    ours, theirs = (make() for make in LAYERS[name])
+    params = theirs.init(jax.random.key(1), x)["params"]
+    np.testing.assert_array_equal(
+        *(jax.tree.leaves(m.init(jax.random.key(1), x)["params"])[-1] for m in (ours, theirs))
+    )
+    params = jax.tree.map(
+        lambda p: p + 0.1 * jax.random.normal(jax.random.key(p.size), p.shape), params
+    )
+    mix = jax.random.normal(jax.random.key(2), theirs.apply({"params": params}, x).shape)
+
+    def loss(module, params, x):
+        return (module.apply({"params": params}, x).astype(jnp.float32) * mix).sum()
+
+    values = [loss(m, params, x) for m in (ours, theirs)]
+    np.testing.assert_allclose(*values, rtol=0.02, atol=0.5)
+    got, wanted = (jax.grad(loss, (1, 2))(m, params, x) for m in (ours, theirs))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        assert a.dtype == b.dtype
+        scale = float(jnp.abs(b.astype(jnp.float32)).max())
+        np.testing.assert_allclose(a.astype(jnp.float32), b.astype(jnp.float32), atol=0.02 * scale)
+
+
+def test_bias_gradients_are_sums_in_float32():
+    # 4096 times 1 + 2^-7: bfloat16 sums would stop at 256.
+    x = jnp.full((4096, 8), 1 + 2**-7, HALF)
+    sums = _sums.column_sums(x, (8,))
+    np.testing.assert_allclose(sums, 4096 * (1 + 2**-7), rtol=1e-6)
+
+
+def test_float32_layers_are_flax_own():
+    assert isinstance(_sums.dense(4, jnp.float32, "a"), nn.Dense)
+    assert isinstance(_sums.layer_norm(jnp.float32, "a"), nn.LayerNorm)
