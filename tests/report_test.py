@@ -1,6 +1,7 @@
 """Reports from folders written by hand, whose scores are known."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -164,3 +165,12 @@ def test_messages(sweep_folder, tmp_path):
     with pytest.raises(ConfigError, match=r"2 rows match 'o'.*rows: none; bad_50%; good"):
         report.find_row(rows, "o")
     assert np.isfinite(rows[1].train_s)
+
+
+def test_a_run_validated_at_its_end_alone_says_nothing_of_time(sweep_folder):
+    rows, _ = report.load(sweep_folder)
+    good, bad = report.find_row(rows, "good"), report.find_row(rows, "bad")
+    entries = [dataclasses.replace(e, validation=e.validation[-1:]) for e in bad.entries]
+    once = dataclasses.replace(bad, entries=tuple(entries))
+    assert report.seconds_to_equal(good, once) is None
+    assert report.seconds_to_equal(once, good) is None

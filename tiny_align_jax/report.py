@@ -286,15 +286,15 @@ def seconds_to_equal(
     """Time to equal score from the validations during training.
 
     Returns:
-        b's best score, b's seconds to it, a's seconds to the same score (None if never); None if b
-        was not validated.
+        b's best score, b's seconds to it, a's seconds to the same score (None if never); None if one of
+        them was not validated on its way: the end of a run says nothing of when its score was reached.
     """
     sign = 1 if metric in LOWER_IS_BETTER else -1
     _, seconds_b, scores_b = curve(b, metric)
-    if not len(scores_b):
+    _, seconds_a, scores_a = curve(a, metric)
+    if min(len(scores_a), len(scores_b)) < 2:
         return None
     best = int(np.argmin(sign * scores_b))
-    _, seconds_a, scores_a = curve(a, metric)
     reached = np.flatnonzero(sign * scores_a <= sign * scores_b[best])
     time_a = float(seconds_a[reached[0]]) if len(reached) else None
     return float(scores_b[best]), float(seconds_b[best]), time_a
