@@ -94,6 +94,21 @@ def test_base_model_gets_plain_lines_and_stops_at_the_line_end(base):
     assert base.eos_id in prompt.stop_ids
 
 
+def test_runs_of_newlines_that_are_one_token_end_a_plain_answer_too(base):
+    class Gemma:
+        """As Gemma cuts newlines: one token for each count up to 31."""
+
+        def __getattr__(self, name):
+            return getattr(base, name)
+
+        def encode(self, text):
+            count = len(text)
+            return [900 + count] if text == "\n" * count and count <= 31 else base.encode(text)
+
+    config = prompts.Config(instruction="Say: {audio}", examples=())
+    assert {901, 902, 931} <= set(prompts.build(config, Gemma()).stop_ids)
+
+
 @pytest.mark.data
 def test_default_examples_are_not_from_the_corpus(data_root):
     files = sorted((data_root / "speechocean762").glob("*/text"))

@@ -20,6 +20,7 @@ AUDIO_POSITIONS = ("slot", "before", "after")
 EXAMPLE_FORMS = ("turns", "text")
 # A private-use character cannot occur in an instruction and survives templates that trim.
 _MARK = "\ue000audio\ue000"
+_LONGEST_RUN = 32  # of newlines that a tokenizer may hold as one token
 
 # Broken sentences, numbers, a doubled word: a small LLM shown sound sentences only "mends" what it
 # should repeat, and answers what it cannot read with an example.
@@ -201,7 +202,10 @@ def _plain(messages: list[Message], tokenizer: Tokenizer) -> str:
 
 
 def _plain_stop_ids(tokenizer: Tokenizer) -> tuple[int, ...]:
-    """A base model writes on: the end of the answer's line ends the answer, too."""
-    newline = tokenizer.encode("\n")
-    extra = newline if len(newline) == 1 else []
-    return tuple(sorted({*tokenizer.stop_ids, *extra}))
+    """Also the end of the line: without a chat template, nothing else ends an answer.
+
+    Several newlines in a row are often a token of their own (Gemma has one for each count up to 31).
+    """
+    runs = (tokenizer.encode("\n" * count) for count in range(1, _LONGEST_RUN + 1))
+    newlines = [ids[0] for ids in runs if len(ids) == 1]
+    return tuple(sorted({*tokenizer.stop_ids, *newlines}))
