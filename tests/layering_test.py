@@ -35,7 +35,7 @@ LAYERS = (
     {"types"},
     {"registry"},
     LEAVES,
-    {"features", "decode_loop", "scoring"},
+    {"features", "decode_loop", "joined", "scoring"},
     {"decode", "decode_steered", "shrink"},
     {"responder"},
     {"aligner", "train"},

@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from tiny_align_jax import decode_loop, registry
+from tiny_align_jax import decode_loop, joined, registry
 from tiny_align_jax.benchmark_profile import kernels
 from tiny_align_jax.benchmark_sizes import Size
 from tiny_align_jax.benchmark_steps import random_llm
@@ -19,7 +19,7 @@ def decode(size: Size, size_name: str) -> list[Row]:
     config = family.config_from_hf(size.llm)
     dtype = jnp.bfloat16 if is_accelerator() else jnp.float32
     model = decode_loop.LanguageModel(family, config, dtype)
-    params = random_llm(family, config, dtype)
+    params = joined.for_decoding(random_llm(family, config, dtype))
     num_params = sum(x.size for x in jax.tree.leaves(params))
     return [
         generate(size, size_name, model, params, num_params, batch)

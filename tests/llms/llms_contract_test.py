@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tiny_align_jax import registry, testing
+from tiny_align_jax import joined, registry, testing
 from tiny_align_jax.types import ConfigError
 from tiny_align_jax.weights import loading
 
@@ -184,3 +184,14 @@ def test_missing_and_impossible_attributes_are_refused_together(subject):
         subject.module.config_from_hf(hf)
     assert "intermediate_size is missing" in str(error.value)
     assert "'spiral'" in str(error.value)
+
+
+def test_joined_matrices_give_the_same_logits(subject):
+    whole = joined.join(subject.params)
+    paths = jax.tree_util.tree_flatten_with_path(whole)[0]
+    names = {part.key for path, _ in paths for part in path}
+    assert {"qkv", "gate_up"} <= names and not {"q", "k", "v", "gate", "up"} & names
+    inputs = (subject.embeddings(2), *positions_and_mask(2))
+    apart, _ = subject.apply(*inputs)
+    logits, _ = subject.apply(*inputs, params=whole)
+    np.testing.assert_allclose(logits, apart, atol=ATOL)

@@ -224,7 +224,8 @@ class Attention(nn.Module):
         num_heads: H. num_kv_heads: G. head_dim: K.
         qkv_bias: biases on queries, keys and values.
         out_bias: bias on the output projection.
-        fused: one matrix `qkv` [(H + 2G) K, D] instead of `q`, `k`, `v`.
+        fused: one matrix `qkv` [(H + 2G) K, D] instead of `q`, `k`, `v`; parameters that hold one say so
+            themselves (`tiny_align_jax.joined`).
         scale: multiplies the logits; None means K ** -0.5.
         soft_cap: logits become cap * tanh(logits / cap); None leaves them.
         head_norm: makes the norm of queries or keys [B, N, heads, K] from a number of heads and a
@@ -260,7 +261,7 @@ class Attention(nn.Module):
     def _project(self, x_BND: Array) -> list[Array]:
         heads = (self.num_heads, self.num_kv_heads, self.num_kv_heads)
         widths = [h * self.head_dim for h in heads]
-        if self.fused:
+        if self.fused or self.has_variable("params", "qkv"):
             qkv = Dense(sum(widths), self.qkv_bias, name="qkv")(x_BND)
             parts = jnp.split(qkv, [widths[0], widths[0] + widths[1]], axis=-1)
         else:
@@ -345,7 +346,7 @@ class GatedMLP(nn.Module):
 
     @nn.compact
     def __call__(self, x_BND: Array) -> Array:
-        if self.fused:
+        if self.fused or self.has_variable("params", "gate_up"):
             both = Dense(2 * self.hidden_dim, self.use_bias, name="gate_up")(x_BND)
             gate, up = jnp.split(both, 2, axis=-1)
         else:
