@@ -36,3 +36,18 @@ def test_flash_kernel_only_where_it_is_built_and_fits(monkeypatch):
     np.testing.assert_array_equal(chosen[0], [4, 1])  # a row without keys must stay finite
     attention.attend(*_inputs(jnp.bfloat16), mask, "xla")
     assert len(chosen) == 1
+
+
+def test_long_inputs_go_row_by_row_on_a_cpu_and_give_the_same(monkeypatch):
+    mask = jnp.arange(6)[None] < jnp.array([[4], [6]])
+    for inputs in (_inputs(), _inputs(jnp.bfloat16)):
+        for valid in (mask, None):
+            whole = attention.attend(*inputs, valid)
+            with monkeypatch.context() as patch:
+                patch.setattr(attention, "_LONG", 36)
+                rows = attention.attend(*inputs, valid)
+            assert rows.dtype == whole.dtype
+            np.testing.assert_allclose(
+                *(x.astype(jnp.float32) for x in (rows, whole)),
+                atol=1e-6 if whole.dtype == jnp.float32 else 0.02,
+            )

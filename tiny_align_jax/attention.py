@@ -15,6 +15,10 @@ from tiny_align_jax.types import Array
 
 KINDS = ("auto", "xla", "cudnn")
 _LARGEST_HEAD = 128
+# Pairs of tokens from which a CPU works row by row. Eight rows of Whisper tiny's 512 x 512 x 6 scores take
+# 14 ms so and 56 ms at once, on two cores: 50 MB of scores do not fit any cache.
+_LONG = 256 * 256
+_MASKED = -1e30  # finite: a row without a valid key stays free of NaN
 _HALVES = (jnp.bfloat16, jnp.float16)
 
 
@@ -34,7 +38,27 @@ def attend(
             num_keys_B = jnp.maximum(mask_BT.sum(-1), 1).astype(jnp.int32)
         return _flash(q_BAHK, k_BTHK, v_BTHK, num_keys_B)
     mask = None if mask_BT is None else mask_BT[:, None, None, :]
+    if q_BAHK.shape[1] * k_BTHK.shape[1] >= _LONG and jax.default_backend() == "cpu":
+        return _row_by_row(q_BAHK, k_BTHK, v_BTHK, mask)
     return jax.nn.dot_product_attention(q_BAHK, k_BTHK, v_BTHK, mask=mask, implementation="xla")
+
+
+def _row_by_row(q_BAHK: Array, k_BTHK: Array, v_BTHK: Array, mask_B11T: Array | None) -> jax.Array:
+    """One utterance after the other, so that its scores stay in a CPU's cache."""
+    if mask_B11T is None:
+        mask_B11T = jnp.ones((q_BAHK.shape[0], 1, 1, k_BTHK.shape[1]), bool)
+
+    def one(row):
+        q_AHK, k_THK, v_THK, mask_11T = row
+        q_HAK, k_HTK, v_HTK = (jnp.swapaxes(x, 0, 1) for x in (q_AHK, k_THK, v_THK))
+        products_HAT = jnp.matmul(
+            q_HAK, jnp.swapaxes(k_HTK, 1, 2), preferred_element_type=jnp.float32
+        )
+        scores_HAT = jnp.where(mask_11T, products_HAT * k_HTK.shape[-1] ** -0.5, _MASKED)
+        weights_HAT = jax.nn.softmax(scores_HAT).astype(v_HTK.dtype)
+        return jnp.swapaxes(weights_HAT @ v_HTK, 0, 1)
+
+    return jax.lax.map(one, (q_BAHK, k_BTHK, v_BTHK, mask_B11T))
 
 
 def _flash(q_BAHK: Array, k_BTHK: Array, v_BTHK: Array, num_keys_B: Array | None) -> jax.Array:
