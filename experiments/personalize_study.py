@@ -24,7 +24,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write to.", required=
 _METHODS = flags.DEFINE_list("methods", [], "Of configs/personalize.py; default: all that train.")
 _FACTORS = flags.DEFINE_list("factors", ["1", "0.3", "3"], "Times each method's learning rate.")
 _BUDGET_S = flags.DEFINE_float("budget_s", 90, "Begin no further point after so many seconds.")
-_JOBS = flags.DEFINE_integer("jobs_at_once", 32, "Copies that share a step.")
+_JOBS = flags.DEFINE_integer(
+    "jobs_at_once", 0, "Copies that share a step, 0.8 GB each; 0: 32 on an accelerator, 2 on a CPU."
+)
 _STEPS = flags.DEFINE_integer("steps_per_checkpoint", 8, "Updates between two of 5 checkpoints.")
 _FOLDS = flags.DEFINE_integer("folds", 3, "Folds of six test utterances each.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds on the test users.")
@@ -37,6 +39,8 @@ _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of proj
 
 def main(argv):
     del argv
+    import jax
+
     from configs import personalize as configs
     from tiny_align_jax.adapt import fit, study, study_choose, study_final, study_report, study_run
     from tiny_align_jax.aligner import Aligner
@@ -49,7 +53,7 @@ def main(argv):
     points = study.points_of(sections, [float(f) for f in _FACTORS.value])
     sizes = fit.Config(
         steps_per_checkpoint=_STEPS.value,
-        jobs_at_once=_JOBS.value,
+        jobs_at_once=_JOBS.value or (2 if jax.default_backend() == "cpu" else 32),
         augment=augment.Config(warp=0.1),
     )
     config = study_run.Config(
