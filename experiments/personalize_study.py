@@ -25,7 +25,7 @@ _METHODS = flags.DEFINE_list("methods", [], "Of configs/personalize.py; default:
 _FACTORS = flags.DEFINE_list("factors", ["1", "0.3", "3"], "Times each method's learning rate.")
 _BUDGET_S = flags.DEFINE_float("budget_s", 90, "Begin no further point after so many seconds.")
 _JOBS = flags.DEFINE_integer(
-    "jobs_at_once", 0, "Copies that share a step, 0.8 GB each; 0: 32 on an accelerator, 2 on a CPU."
+    "jobs_at_once", 0, "Copies that share a step; 0: 32 on an accelerator, 2 on a CPU."
 )
 _STEPS = flags.DEFINE_integer("steps_per_checkpoint", 8, "Updates between two of 5 checkpoints.")
 _FOLDS = flags.DEFINE_integer("folds", 3, "Folds of six test utterances each.")
