@@ -23,7 +23,7 @@ CONFIG = config_flags.DEFINE_config_file("config", "configs/assistant.py", "What
 _METHOD = config_flags.DEFINE_config_file(
     "personalize", "configs/personalize.py", "How to personalise."
 )
-_WORKDIR = flags.DEFINE_string("workdir", None, "A finished run to take instead of building one.")
+_WORKDIR = _main.define_workdir("workdir", "A finished run to take instead of building one.")
 _LLM = flags.DEFINE_string("llm", "float", "With --workdir: float, int8, int4 or gguf.")
 _ENCODER = flags.DEFINE_string("encoder", "float", "With --workdir: float or int8.")
 _LIMIT = flags.DEFINE_integer("limit_bytes", 4_000_000_000, "The process is killed above this.")

@@ -13,7 +13,7 @@ from absl import flags
 
 from experiments import _main
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a finished training run.", required=True)
+_WORKDIR = _main.define_workdir("workdir", "Folder of a finished training run.", required=True)
 _FORMS = flags.DEFINE_list("forms", [], "Forms beside float32, by name; default: all.")
 _LIMIT = flags.DEFINE_integer("limit", 200, "Validation utterances, drawn by seed 0; 0 for all.")
 _QUALITY = flags.DEFINE_bool("quality", True, "Ask the LLM; --noquality measures bytes and speed.")
@@ -38,7 +38,7 @@ def main(argv):
     )
     aligner = _main.load_aligner(_WORKDIR.value, need_llm=False)
     report = quantise_report.run(aligner, _main.CACHE_DIR.value, config, progress=_PROGRESS.value)
-    paths = quantise_report.write(report, _OUT.value or _WORKDIR.value)
+    paths = quantise_report.write(report, _main.out_dir(_OUT.value, _WORKDIR.value))
     print(quantise_report.table(report))
     print("wrote " + ", ".join(str(path) for path in paths))
 
