@@ -119,8 +119,14 @@ def prove(workdir: Path, cache_dir: str, how: recipe.Recipe, new_tokens: int) ->
     own = user.apply(aligner, result.state, user.fingerprint(workdir))
     lap("personalised")
     settings = decode.Config(max_new_tokens=new_tokens, stream_chunk=1)
-    transcriber = transcribe.Transcriber(own, settings=settings)
+    snap = "retokenize"
+    transcriber = transcribe.Transcriber(own, settings=settings, snap=snap)
     cold = transcriber(question.audio_path)
+    if not cold.heard:
+        # An untrained projector's tokens are no words: the LLM gets them raw, a prompt as long as speech's.
+        snap = "none"
+        transcriber = transcribe.Transcriber(own, settings=settings, snap=snap)
+        cold = transcriber(question.audio_path)
     lap("answered")
     warm = transcriber(question.audio_path)
     lap("answered again")
@@ -136,6 +142,7 @@ def prove(workdir: Path, cache_dir: str, how: recipe.Recipe, new_tokens: int) ->
         "cold": cold.seconds,
         "warm": warm.seconds,
         "heard": warm.heard,
+        "snap": snap,
         "answer": warm.answer,
         "tokens_per_s": tokens_per_s,
         "machine": machine(jax.devices()[0]),
@@ -176,11 +183,15 @@ def describe(found: Mapping[str, Any], limit_bytes: int, how: str, peak_bytes: i
             f"peak {max(found['peak_bytes'].values()) / 1e6:.0f} MB by the process's own count, "
             f"{peak_bytes / 1e6:.0f} MB by the {how}; limit {limit_bytes / 1e6:.0f} MB; after {peaks}",
             f"a question of {found['question_s']:.1f} s, warm: encoded after {warm['encoded']:.2f} s, "
-            f"heard {warm['heard']:.2f} s, first token {warm.get('first_token', float('nan')):.2f} s; "
+            f"heard {warm['heard']:.2f} s, first token {_seconds(warm.get('first_token'))}; "
             f"{found['tokens_per_s']['wall']:.2f} tokens/s, {found['tokens_per_s']['core']:.2f} a second of "
             "processor time",
         ]
     )
+
+
+def _seconds(value: float | None) -> str:
+    return "not measured (no answer)" if value is None else f"{value:.2f} s"
 
 
 def write(found: Mapping[str, Any], path: Path) -> None:
