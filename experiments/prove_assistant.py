@@ -42,7 +42,10 @@ def main(argv):
     result = out / "assistant.json"
     if _HERE.value:
         how = assistant.settings_of(json.loads(_METHOD.value.to_json_best_effort()))
-        found = assistant.prove(Path(str(_WORKDIR.value)), cache_dir, how, _NEW_TOKENS.value)
+        folder = Path(str(_WORKDIR.value))
+        found = assistant.prove(
+            folder, cache_dir, how, _NEW_TOKENS.value, with_data=_main.with_local_data
+        )
         return assistant.write(found, result)
     if _WORKDIR.value:
         held = {"llm": {"weights": _LLM.value}, "encoder": {"weights": _ENCODER.value}}

@@ -8,7 +8,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +93,13 @@ def _with_replay(workdir: Path, cache_dir: str) -> Path:
     return workdir
 
 
-def prove(workdir: Path, cache_dir: str, how: recipe.Recipe, new_tokens: int) -> dict[str, Any]:
+def prove(
+    workdir: Path,
+    cache_dir: str,
+    how: recipe.Recipe,
+    new_tokens: int,
+    with_data: Callable[[Aligner], Aligner] = lambda aligner: aligner,
+) -> dict[str, Any]:
     """Loads everything, learns one user's voice with the LLM in memory, answers; in this process.
 
     Args:
@@ -101,6 +107,7 @@ def prove(workdir: Path, cache_dir: str, how: recipe.Recipe, new_tokens: int) ->
         cache_dir: folder of weights and features.
         how: how to personalise.
         new_tokens: longest answer.
+        with_data: tells a run that was trained elsewhere where its corpus lies here.
 
     Returns:
         Peak memory in bytes after each stage, and seconds.
@@ -111,7 +118,7 @@ def prove(workdir: Path, cache_dir: str, how: recipe.Recipe, new_tokens: int) ->
         peaks[stage] = _peak_bytes()
         seconds[stage] = round(time.monotonic() - began_s, 2)
 
-    aligner = Aligner.load(workdir, cache_dir, need_llm=True)
+    aligner = with_data(Aligner.load(workdir, cache_dir, need_llm=True))
     llm = aligner.require_llm()
     lap("loaded")
     learnt, question = said(aligner)
