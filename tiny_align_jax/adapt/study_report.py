@@ -92,7 +92,7 @@ def bands(test: Mapping[str, Any]):
     keys = [k for k in test if k.startswith("bands, ")]
     if not keys:
         return None
-    figure, axis = plt.subplots(figsize=(6.5, 3.8))
+    figure, axis = plt.subplots(figsize=(8.0, 3.8), layout="constrained")
     for i, key in enumerate(keys):
         rows = test[key]
         x = np.arange(len(rows)) + 0.18 * (i - (len(keys) - 1) / 2)
@@ -104,7 +104,8 @@ def bands(test: Mapping[str, Any]):
         axis.set_xticks(range(len(rows)), list(rows))
     axis.axhline(0, color="black", lw=0.8)
     axis.set_ylabel("relative reduction of WER")
-    axis.legend(frameon=False, fontsize=8, title="after | before")
+    beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
+    axis.legend(frameon=False, fontsize=8, title="after | before", **beside)
     return figure
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rapidfuzz.distance import Levenshtein
 
-from tiny_align_jax.data.splits import age_band
+from tiny_align_jax.data.splits import AGE_BANDS, age_band
 from tiny_align_jax.metrics import _normalizers
 
 NORMALIZER = "whisper_english"
@@ -109,10 +109,12 @@ def reduction(found: Table, after: str, before: str) -> dict[str, Any]:
 
 
 def by_band(found: Table, after: str, before: str) -> dict[str, dict[str, Any]]:
-    """The same in every age band."""
+    """The same in every age band, the youngest first."""
     rows = {}
-    for band in sorted(set(found.bands_U.tolist())):
+    for band in AGE_BANDS:
         inside = found.bands_U == band
+        if not inside.any():
+            continue
         part = Table(
             found.words_U[inside],
             found.bands_U[inside],

@@ -172,8 +172,11 @@ def refuse_leaks(
         raise DataError(f"{len(problems)} leak(s) between splits:\n  {shown}{more}")
 
 
+AGE_BANDS = ("6-9", "10-15", "adult", "unknown")  # in which results are reported
+
+
 def age_band(age: float | None) -> str:
-    """'6-9', '10-15', 'adult' or 'unknown': the bands in which results are reported."""
+    """One of AGE_BANDS."""
     if age is None:
         return "unknown"
     return "6-9" if age < 10 else "10-15" if age < 16 else "adult"
