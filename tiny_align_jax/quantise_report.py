@@ -285,7 +285,7 @@ def _relative_error(frames: list[np.ndarray], reference: list[np.ndarray]) -> fl
     return math.sqrt(error / sum(float(np.square(np.float64(b)).sum()) for b in reference))
 
 
-def write(report: Mapping[str, Any], out: str) -> list[Path]:
+def write(report: Mapping[str, Any], out: str | Path) -> list[Path]:
     """Writes quantisation.json and quantisation.md; returns their paths."""
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
