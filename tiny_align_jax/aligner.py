@@ -134,9 +134,7 @@ class Aligner:
         frozen = Frozen(table_VD=jnp.asarray(table_VD), row_ids_V=jnp.asarray(rows.row_ids))
         ear = make_ear(card)
         params = load_params(folder / WEIGHTS_FILE, ear, card, frozen)
-        llm = _load_llm(llm_folder, config, held) if need_llm else None
-        if llm is not None and (folder / LORA_FILE).is_file():
-            llm = Llm(llm.model, _with_adapters(llm.params, folder / LORA_FILE))
+        llm = _load_llm(llm_folder, config, held, folder / LORA_FILE) if need_llm else None
         return cls(config, card, ear, params, frozen, rows, words, encoder_folder, llm_folder, llm)
 
     def held(self, part: str) -> quantize.Config:
@@ -310,11 +308,12 @@ def _held(card: Mapping[str, Any], part: str) -> quantize.Config:
     return registry.make_config(quantize, card[part].get("quantize", {}))
 
 
-def _load_llm(folder: Any, config: Mapping[str, Any], held: quantize.Config) -> Llm:
+def _load_llm(folder: Any, config: Mapping[str, Any], held: quantize.Config, adapters: Path) -> Llm:
     dtype = jnp.dtype(config.get("llm", {}).get("dtype", "float32"))
     loaded = loading.load_llm(folder, dtype, held)
     model = decode.LanguageModel(loaded.module, loaded.config, dtype)
-    return Llm(model, loaded.params)
+    params = loaded.params
+    return Llm(model, _with_adapters(params, adapters) if adapters.is_file() else params)
 
 
 def _with_adapters(params: PyTree, path: Path) -> PyTree:

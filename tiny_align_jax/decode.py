@@ -13,10 +13,11 @@ import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import decode_loop, joined
+from tiny_align_jax import decode_loop
 from tiny_align_jax.decode_loop import NO_TOKEN, LanguageModel, Prefix, State
 from tiny_align_jax.types import ConfigError, PyTree
 
@@ -104,7 +105,7 @@ class Generator:
             )
         self.model, self.config = model, config or Config()
         # Once, here: arrays of the host would travel to the device with every call.
-        self.params = joined.for_decoding(params)
+        self.params = jax.device_put(params)
         c = self.config
         self._sampling = decode_loop.Sampling(c.max_new_tokens, c.temperature, c.top_k, c.top_p)
         self._stop_ids_K = jnp.array(sorted(set(stop_ids)), jnp.int32)

@@ -5,23 +5,22 @@ import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
-from tiny_align_jax import decode
+from tiny_align_jax import decode, joined
 from tiny_align_jax.data import prompts, tokenizer
 from tiny_align_jax.types import PyTree
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Llm:
-    """A frozen LLM with its parameters, which are moved to the device once, here."""
+    """A frozen LLM with its parameters: moved to the device and joined for decoding once, here."""
 
     model: decode.LanguageModel
     params: PyTree
 
     def __post_init__(self):
-        object.__setattr__(self, "params", jax.device_put(self.params))
+        object.__setattr__(self, "params", joined.for_decoding(self.params))
 
     def embed(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         """Input embeddings, float32 [len(ids), D]."""
