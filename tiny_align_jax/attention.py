@@ -19,7 +19,7 @@ _LARGEST_HEAD = 128
 # 14 ms so and 56 ms at once, on two cores: 50 MB of scores do not fit any cache.
 _LONG = 256 * 256
 _MASKED = -1e30  # finite: a row without a valid key stays free of NaN
-_HALVES = (jnp.bfloat16, jnp.float16)
+HALVES = (jnp.bfloat16, jnp.float16)
 
 
 def attend(
@@ -70,7 +70,7 @@ def _flash(q_BAHK: Array, k_BTHK: Array, v_BTHK: Array, num_keys_B: Array | None
 def _suits_cudnn(q_BAHK: Array, k_BTHK: Array) -> bool:
     width = q_BAHK.shape[-1]
     even = not (q_BAHK.shape[1] % 2 or k_BTHK.shape[1] % 2)
-    return q_BAHK.dtype in _HALVES and even and width % 8 == 0 and width <= _LARGEST_HEAD
+    return q_BAHK.dtype in HALVES and even and width % 8 == 0 and width <= _LARGEST_HEAD
 
 
 @functools.cache

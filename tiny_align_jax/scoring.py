@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from tiny_align_jax import registry
-from tiny_align_jax.data.splits import age_band
+from tiny_align_jax.data.splits import AGE_BANDS, age_band
 from tiny_align_jax.metrics import _bootstrap, _normalizers
 from tiny_align_jax.types import Utterance
 
 ALL = "all"
-_BANDS = ("6-9", "10-15", "adult", "unknown")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +41,7 @@ def groups(utterances: Sequence[Utterance]) -> dict[str, np.ndarray]:
     bands = [age_band(u.age) for u in utterances]
     sexes = [u.sex or "unknown" for u in utterances]
     found = {ALL: np.arange(len(utterances))}
-    for label, values, order in (("age", bands, _BANDS), ("sex", sexes, ("f", "m", "unknown"))):
+    for label, values, order in (("age", bands, AGE_BANDS), ("sex", sexes, ("f", "m", "unknown"))):
         present = [v for v in order if v in values]
         if len(present) > 1:
             for value in present:

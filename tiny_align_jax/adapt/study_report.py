@@ -13,11 +13,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from tiny_align_jax.adapt.study_run import FILE
-from tiny_align_jax.data.splits import age_band
+from tiny_align_jax.data.splits import AGE_BANDS, age_band
 
 REPORT = "report.md"
 _ALL, _BASE, _LLM = "all", "base", "base + LLM"
-_BAND_COLORS = {"6-9": "tab:red", "10-15": "tab:orange", "adult": "tab:blue", "unknown": "gray"}
+_BAND_COLORS: dict[str, str] = dict(
+    zip(AGE_BANDS, ("tab:red", "tab:orange", "tab:blue", "gray"), strict=True)
+)
 
 
 def write(folder: str | os.PathLike) -> str:

@@ -11,8 +11,6 @@ from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array, ConfigError
 
 POSITIONS = ("none", "sinusoidal", "learned", "rotary")
-# A large finite number: a row without any valid key keeps finite scores and gradients.
-MASKED = -1e9
 
 
 def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
@@ -162,7 +160,7 @@ class OutputNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        is_half = x.dtype in _sums.HALVES
+        is_half = x.dtype in attention.HALVES
         x = x.astype(jnp.float32)
         scale = self.param("scale", nn.initializers.constant(self.out_rms), (x.shape[-1],))
         x = x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1, keepdims=True) + 1e-6)

@@ -16,9 +16,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from tiny_align_jax.attention import HALVES
 from tiny_align_jax.types import Array
 
-HALVES = (jnp.bfloat16, jnp.float16)
 # A product with one row is no product to XLA, which turns it back into the reduction.
 _ROWS = 8
 
