@@ -68,19 +68,22 @@ def _search(folder):
 def _full(folder):
     """Chosen rows again, on the whole recipe; test speakers are scored here, once."""
     cells = _chosen(folder / "screen", _BEST)
-    best = [
+    best = [  # a reading can repeat words, which costs WER and not ROUGE-1: both may choose
         *_chosen(folder / "search", 1, "embedlink:"),
+        *_chosen(folder / "search", 1, "embedlink:", metric="rouge1"),
         *_chosen(folder / "search", 1, "embedlink_ctc:"),
     ]
     for config, axis, rows in (
         (f"{_ABLATIONS}/cross.py", "cell", cells),
         (f"{_ABLATIONS}/search.py:full", "setting", best),
     ):
-        points = [str(number * _SEEDS + seed) for number in rows for seed in range(_SEEDS)]
+        points = [
+            str(number * _SEEDS + seed) for number in dict.fromkeys(rows) for seed in range(_SEEDS)
+        ]
         axes = f"{axis},learning_rate,seed"
         _sweep(
             folder / "full", config, axes, f"--point={','.join(points)}",
-            "--split=test", "--score=answer", "--config.train.validate_every=400", jobs=6,
+            "--split=test", "--score=answer", "--config.train.validate_every=1000",
         )  # fmt: skip
     _report(folder / "full", "--scoring=test/answer", "--system=heard,answer,oracle")
 
@@ -131,15 +134,16 @@ def _race(folder):
     _report(folder / "race", f"--race={':'.join(names)}", "--metric=rouge1")
 
 
-def _chosen(workdir, count, starts_with=""):
-    """Numbers of the best points of a finished sweep by validation WER, equal trainings once."""
+def _chosen(workdir, count, starts_with="", metric="wer"):
+    """Numbers of the best points of a sweep on validation speakers, equal trainings once."""
     from tiny_align_jax import report
 
     rows, _ = report.load(workdir)
-    rows = [r for r in rows if r.name.startswith(starts_with) and "wer" in r.scores]
+    rows = [r for r in rows if r.name.startswith(starts_with) and metric in r.scores]
+    sign = 1 if metric == "wer" else -1
     best: dict[float, int] = {}
-    for row in sorted(rows, key=lambda r: r.scores["wer"].mean):
-        best.setdefault(row.scores["wer"].mean, row.entries[0].index)
+    for row in sorted(rows, key=lambda r: sign * r.scores[metric].mean):
+        best.setdefault(row.scores[metric].mean, row.entries[0].index)
     chosen = list(best.values())[:count]
     print(f"{workdir.name}: chose {[_label(workdir, k) for k in chosen]}", flush=True)
     return chosen
