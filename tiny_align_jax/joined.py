@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tiny_align_jax.quantize import grouped
 from tiny_align_jax.types import PyTree
 
 # Parts in the order in which the modules of `llms` split the joined one.
@@ -19,8 +20,10 @@ _GROUPS = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
 def for_decoding(params: PyTree) -> PyTree:
-    """An LLM's parameters on the device, joined where that is faster: everywhere but on a CPU."""
-    return jax.device_put(params) if jax.default_backend() == "cpu" else join(params)
+    """An LLM's parameters on the device; everywhere but on a CPU joined, and codes in words: it is faster."""
+    if jax.default_backend() == "cpu":
+        return jax.device_put(params)
+    return join(grouped.words(params))
 
 
 def join(params: PyTree) -> PyTree:

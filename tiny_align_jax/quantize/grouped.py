@@ -23,6 +23,9 @@ from tiny_align_jax.types import Array, PyTree
 
 _FEW_ROWS = 2  # tokens up to which the form for single tokens is faster on GPUs
 _CPU_BLOCK_BYTES = 512 * 1024  # of float32: half of a core's second-level cache
+_ENOUGH_ROWS, _ENOUGH_WORDS = 4096, 64  # of a sum on a GPU
+_HALF_BITS = 16  # of a word
+_MANTISSA = 0x4B000000  # bits of 2.0**23, whose mantissa counts in ones
 _GPU_BLOCK_BYTES = 128 * 1024 * 1024  # a layer's matrix whole, the table in blocks
 
 
@@ -99,27 +102,22 @@ def _byte_codes(weight: Grouped) -> list[Array]:
     return [codes] if weight.bits == 8 else [codes & 15, codes >> 4]
 
 
-def _word_codes(weight: Grouped) -> list[Array]:
-    """Codes in the parts that words give: byte by byte, low before high nibbles, [out, words]."""
-    words = jnp.asarray(weight.codes)
-    if weight.bits == 4:
-        return [words >> shift & 15 for byte in range(4) for shift in (8 * byte, 8 * byte + 4)]
-    # Shifted up and, with its sign, down again.
-    return [words.astype(jnp.int32) << (24 - 8 * byte) >> 24 for byte in range(4)]
-
-
 def _planes(weight: Grouped, parts: list[Array]) -> list[Array]:
     """Float32 values of the codes in `parts`."""
     scale = _product(weight.scale, weight.outer_scale)
     minimum = _product(weight.minimum, weight.outer_minimum)
     group = weight.shape[-1] // scale.shape[-1]
-    # A group of one run's length lies in one nibble; longer groups lie in both.
-    step = 2 if weight.bits == 4 and group <= weight.half else 1
+    step = _groups_at_once(weight, group)
     planes = []
     for k, codes in enumerate(parts):
         scales, minima = (_every(values, k % step, step) for values in (scale, minimum))
         planes.append(_values(codes, weight.zero, scales, minima))
     return planes
+
+
+def _groups_at_once(weight: Grouped, group: int) -> int:
+    """Groups that the codes of one byte lie in: one of a run's length lies in one nibble, longer ones in both."""
+    return 2 if weight.bits == 4 and group <= weight.half else 1
 
 
 def words(tree: PyTree) -> PyTree:
@@ -179,22 +177,79 @@ def _byte_inputs(weight: Grouped, x: Array) -> list[Array]:
     return [runs[:, :, k].reshape(len(x), -1) for k in range(2)]
 
 
-def _word_inputs(weight: Grouped, x: Array) -> list[Array]:
-    """x [R, in] in parts that go with `_word_codes`."""
-    parts = [part.reshape(len(x), -1, 4) for part in _byte_inputs(weight, x)]
-    return [part[:, :, byte] for byte in range(4) for part in parts]
-
-
 def _fused(weight: Grouped, x: Array) -> Array:
     """[R, out] float32 as one sum of products a row."""
-    has_words = weight.codes.dtype == jnp.uint32
-    planes = _planes(weight, (_word_codes if has_words else _byte_codes)(weight))
-    inputs = (_word_inputs if has_words else _byte_inputs)(weight, x.astype(jnp.float32))
+    x = jnp.asarray(x).astype(jnp.float32)
+    if jnp.asarray(weight.codes).dtype == jnp.uint32:
+        return jnp.stack([_sum_of_words(weight, row) for row in x])
+    planes, inputs = _planes(weight, _byte_codes(weight)), _byte_inputs(weight, x)
     rows = []
     for r in range(len(x)):
         products = [part[r] * plane for part, plane in zip(inputs, planes, strict=True)]
         rows.append(jnp.sum(functools.reduce(jnp.add, products), axis=-1))
     return jnp.stack(rows)
+
+
+def _sum_of_words(weight: Grouped, x: Array) -> Array:
+    """[out] of one row x [in]: the codes of a word are summed before they are scaled, once a word."""
+    scale = _product(weight.scale, weight.outer_scale)
+    minimum = _product(weight.minimum, weight.outer_minimum)
+    step = _groups_at_once(weight, len(x) // scale.shape[-1])
+    fields, inputs = _fields(weight), _word_inputs(weight, x)
+    total: Any = 0.0
+    for k in range(step):
+        scales, minima = (_every(values, k, step) for values in (scale, minimum))
+        places = range(k, _HALF_BITS // weight.bits, step)
+        sums = [_scaled_sum(fields, inputs, place, weight.bits) for place in places]
+        grouped = functools.reduce(jnp.add, sums).reshape(*scales.shape, -1) * scales[..., None]
+        if minima is not None:
+            inputs_sum = functools.reduce(jnp.add, inputs[k::step])
+            grouped += inputs_sum.reshape(scales.shape[-1], -1) * minima[..., None]
+        total += grouped
+    return _sum_in_parts(total.reshape(len(total), -1))
+
+
+def _sum_in_parts(values: Array) -> Array:
+    """Sums over the last axis [out, words] -> [out], of few rows in parts, summed up by whoever reads them.
+
+    Else XLA takes a sum of 2048 rows for too little work for a GPU, and writes all its terms to memory first.
+    """
+    num_rows, width = values.shape
+    wanted = [n for n in (4, 2) if num_rows * n <= _ENOUGH_ROWS and width % n == 0]
+    parts = next((n for n in wanted if width // n >= _ENOUGH_WORDS), 1)
+    sums = jnp.sum(values.reshape(num_rows, parts, -1), axis=-1)
+    return functools.reduce(jnp.add, [sums[:, part] for part in range(parts)])
+
+
+def _fields(weight: Grouped) -> list[Array]:
+    """Codes of every word, less the code of zero, as float32 [out, words], lowest bits first.
+
+    A GPU converts integers at half speed or less, so bits are put where they are the last ones of 2^23 as a
+    float, and that is subtracted, exactly. Codes are not shifted down: each is times 2^s, its place s in half a word.
+    """
+    bits, codes, zero = weight.bits, jnp.asarray(weight.codes), weight.zero
+    if bits == 8:  # signed: from here on counted from -128
+        codes, zero = codes ^ jnp.uint32(0x80808080), 128
+    found = []
+    for half in (codes, codes >> _HALF_BITS):
+        for place in range(0, _HALF_BITS, bits):
+            masked = half & jnp.uint32((2**bits - 1) << place) | jnp.uint32(_MANTISSA)
+            whole = jax.lax.bitcast_convert_type(masked, jnp.float32)
+            found.append(whole - jnp.float32(2.0**23 + zero * 2.0**place))
+    return found
+
+
+def _scaled_sum(fields: list[Array], inputs: list[Array], place: int, bits: int) -> Array:
+    """Products of the fields at one place of both halves of a word, [out, words], without their 2^s."""
+    other = place + _HALF_BITS // bits
+    both = fields[place] * inputs[place] + fields[other] * inputs[other]
+    return both * jnp.float32(2.0 ** -(place * bits)) if place else both
+
+
+def _word_inputs(weight: Grouped, x: Array) -> list[Array]:
+    """One row x [in] in parts [words] that go with `_fields`."""
+    parts = [part.reshape(-1, 4) for part in _byte_inputs(weight, x[None])]
+    return [part[:, byte] for byte in range(4) for part in parts]
 
 
 def _dot(weight: Grouped, x: Array) -> Array:
