@@ -7,8 +7,9 @@
     python -m experiments.personalize_study --dev_base=workdirs/dev --base=workdirs/base --workdir=workdirs/study
 
 The first base is trained without 30 speakers, who are the simulated users; nothing is chosen on the test
-speakers of the second. Without --base or --dev_base one phase runs alone. Writes study.json as it goes,
-chosen.json between the phases, and report.md with pictures last.
+speakers of the second. Without --base or --dev_base one phase runs alone, without both the report is written
+anew. The first phase may be divided among processes by --methods, each with its --workdir; --chosen names
+these for the second. Writes study.json as it goes, chosen.json between the phases, report.md with pictures last.
 """
 
 import json
@@ -21,11 +22,12 @@ from experiments import _main
 _DEV = _main.define_workdir("dev_base", "Workdir of a base whose validation speakers choose.")
 _BASE = _main.define_workdir("base", "Workdir of the base whose test speakers are scored.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder to write to.", required=True)
+_CHOSEN = flags.DEFINE_list("chosen", [], "Folders of first phases; default: --workdir.")
 _METHODS = flags.DEFINE_list("methods", [], "Of configs/personalize.py; default: all that train.")
 _FACTORS = flags.DEFINE_list("factors", ["1", "0.3", "3"], "Times each method's learning rate.")
 _BUDGET_S = flags.DEFINE_float("budget_s", 90, "Begin no further point after so many seconds.")
 _JOBS = flags.DEFINE_integer(
-    "jobs_at_once", 0, "Copies that share a step; 0: 32 on an accelerator, 2 on a CPU."
+    "jobs_at_once", 0, "Copies that share a step; 0: 12 on an accelerator (10 GB), 2 on a CPU."
 )
 _STEPS = flags.DEFINE_integer("steps_per_checkpoint", 8, "Updates between two of 5 checkpoints.")
 _FOLDS = flags.DEFINE_integer("folds", 3, "Folds of six test utterances each.")
@@ -34,6 +36,11 @@ _AUDIO = flags.DEFINE_bool("encoder", True, "Also methods that reach into the en
 _LLM = flags.DEFINE_bool("llm", True, "Also read with the LLM's help.")
 _USERS = flags.DEFINE_integer("max_users", 0, "Only the first so many users; 0 for all.")
 _NUM_BEST = flags.DEFINE_integer("num_best", 32, "Texts of an utterance that the LLM judges.")
+_NGRAM_TEXTS = flags.DEFINE_string(
+    "ngram_texts",
+    "",
+    "File of sentences; n-grams of them and of training steer the lists of texts.",
+)
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of projector and encoder.")
 
 
@@ -53,7 +60,7 @@ def main(argv):
     points = study.points_of(sections, [float(f) for f in _FACTORS.value])
     sizes = fit.Config(
         steps_per_checkpoint=_STEPS.value,
-        jobs_at_once=_JOBS.value or (2 if jax.default_backend() == "cpu" else 32),
+        jobs_at_once=_JOBS.value or (2 if jax.default_backend() == "cpu" else 12),
         augment=augment.Config(warp=0.1),
     )
     config = study_run.Config(
@@ -63,6 +70,7 @@ def main(argv):
         dtype=_DTYPE.value,
         max_users=_USERS.value,
         num_best=_NUM_BEST.value,
+        ngram_texts=_NGRAM_TEXTS.value,
     )
     cache_dir, folder = _main.CACHE_DIR.value, Path(_WORKDIR.value)
 
@@ -75,7 +83,7 @@ def main(argv):
     if _DEV.value:
         study_choose.run(ground(_DEV.value, "validation", points), points, config, folder)
     if _BASE.value:
-        chosen = json.loads((folder / study_choose.FILE).read_text())
+        chosen = study_choose.join(_CHOSEN.value or [folder])
         choice = study_final.Choice.of(chosen, points)
         wanted = [choice.point] if choice.point else []
         study_final.run(ground(_BASE.value, "test", wanted), choice, config, folder)

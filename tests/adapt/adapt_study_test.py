@@ -165,7 +165,11 @@ def test_n_best_texts_of_heard_probabilities_and_tuned_weights(users):
     assert first.ctc[0] == pytest.approx(exact[0][0].log_prob)
     texts = ("x", "y")
     listed = [
-        [study_reading.Best(texts, np.array([-1.0, -2.0]), np.array([1, 1]), np.array([2, 0]))]
+        [
+            study_reading.Best(
+                texts, np.array([-1.0, -2.0]), np.array([1, 1]), np.zeros(2), np.array([2, 0])
+            )
+        ]
     ]
     said = [[np.array([-9.0, -3.0])]]
     weights = study_reading.tune(listed, said)

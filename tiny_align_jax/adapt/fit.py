@@ -74,7 +74,7 @@ class Settings:
         decay: decoupled weight decay of the delta, towards the base.
         replay_weight: share of the loss that the replayed utterances get.
         rates: factor on the learning rate of every array of the delta; None for 1 everywhere.
-        stop_step: nothing changes from this step on; None for never.
+        stop_step: no step is made from this one on; None for all of them.
     """
 
     learning_rate: Array
@@ -250,7 +250,8 @@ def _one(spec, params, frozen, corpus, replay, settings, job: Jobs) -> Trace:
         # Looks first and walks on then, so that looking is compiled once; nothing follows the last look.
         seen = _look(spec, params, frozen, own, job, carry[0])
         begin = number * config.steps_per_checkpoint
-        end = jnp.minimum(begin + config.steps_per_checkpoint, config.num_steps)
+        last = config.num_steps if settings.stop_step is None else settings.stop_step
+        end = jnp.minimum(begin + config.steps_per_checkpoint, jnp.minimum(last, config.num_steps))
         return jax.lax.fori_loop(begin, end, step, carry), seen
 
     (last, _), trace = jax.lax.scan(
@@ -263,8 +264,6 @@ def _update(config: Config, settings: Settings, number, delta, updates):
     share = number / config.num_steps
     warm = jnp.minimum(1.0, (number + 1) / max(1.0, 0.1 * config.num_steps))
     rate = settings.learning_rate * warm * (1 - 0.9 * share)
-    if settings.stop_step is not None:
-        rate = jnp.where(number < settings.stop_step, rate, 0.0)
     rates = settings.rates or {name: 1.0 for name in delta}
     return {
         name: value - rate * rates[name] * (updates[name] + settings.decay * value)

@@ -74,6 +74,14 @@ def run(
     return chosen
 
 
+def join(folders: Sequence[str | os.PathLike]) -> dict[str, Any]:
+    """chosen.json of a first phase that was divided by methods: words and reading of the first folder, the best method of all."""
+    found = [json.loads((Path(folder) / FILE).read_text()) for folder in folders]
+    helped = [f["acoustic"] for f in found if f["acoustic"]]
+    best = min(helped, key=lambda acoustic: acoustic["gain"]) if helped else None
+    return {**found[0], "acoustic": best}
+
+
 def _prior(phase: Phase) -> None:
     """Weight of the word prior in greedy reading."""
     lab, found = phase.ground.lab, {}
@@ -103,7 +111,7 @@ def _reading(phase: Phase, base: fit.Heard) -> None:
 
 def _tune(phase: Phase, heard: fit.Heard, tag: str) -> None:
     ground, own, other = phase.ground, phase.own, phase.other
-    best = study_reading.n_best(ground.lab.crew, own, heard, phase.config.num_best)
+    best = study_reading.n_best(ground.lab.crew, own, heard, phase.config.num_best, ground.grams)
     contexts: dict[str, Callable[[int], Sequence[str]]] = {
         EVERYBODYS: lambda job: ground.generic,
         OWN: lambda job: ground.lines(own, job, related=False),

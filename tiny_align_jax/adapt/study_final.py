@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from tiny_align_jax.adapt import crew as crew_lib
-from tiny_align_jax.adapt import study, study_reading, study_scores, word_prior
+from tiny_align_jax.adapt import fit, study, study_reading, study_scores, word_prior
 from tiny_align_jax.adapt.study_choose import EVERYBODYS, RELATED
 from tiny_align_jax.adapt.study_run import CONTROL, Config, Ground, Notes
 
@@ -35,8 +35,6 @@ _PAIRS = (
     (ALL, LLM),
     *((name, name + _CONTROL_TAG) for name in (WORDS, ACOUSTIC, SENTENCES, ALL)),
 )
-
-Errors = dict[str, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,34 +69,69 @@ class Choice:
         return self.weights[context + (", words" if self.prior else "")]
 
 
+@dataclasses.dataclass
+class _Test:
+    """What the stages share.
+
+    Attributes:
+        ground: users and sentences.
+        choice: what was chosen on simulated users.
+        config: how much to do.
+        notes: the study's file.
+        errors: word errors of every system so far, [J, tests] over users, folds and seeds.
+        heard: what the lists of texts are made from, by system.
+    """
+
+    ground: Ground
+    choice: Choice
+    config: Config
+    notes: Notes
+    errors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    heard: dict[str, fit.Heard] = dataclasses.field(default_factory=dict)
+
+    def plan(self, shift: int = 0, seeds: Sequence[int] | None = None, **kw) -> crew_lib.Plan:
+        """Jobs of all users, folds and seeds (default: all)."""
+        seeds = self.config.seeds if seeds is None else seeds
+        crew, folds = self.ground.lab.crew, self.config.folds
+        return crew_lib.plan(crew, folds=folds, seeds=seeds, control=shift, **kw)
+
+    def once(self, shift: int = 0) -> crew_lib.Plan:
+        """Jobs of one seed: what is not trained is the same for all of them."""
+        return self.plan(shift, self.config.seeds[:1])
+
+    def for_all_seeds(self, errors_JN: np.ndarray) -> np.ndarray:
+        """Errors of one seed, repeated; seeds stand innermost."""
+        return np.repeat(errors_JN, len(self.config.seeds), axis=0)
+
+
 def run(
     ground: Ground, choice: Choice, config: Config, folder: str | os.PathLike
 ) -> dict[str, Any]:
-    """Scores the test users; writes study.json.
+    """Scores the test users; writes study.json, after every stage what there is by then.
 
     Returns:
         entries of the phase.
     """
     notes, lab = Notes(folder, "test"), ground.lab
-    own = crew_lib.plan(lab.crew, folds=config.folds, seeds=config.seeds)
+    test = _Test(ground, choice, config, notes)
+    own = test.plan()
     words = study_scores.words_of(lab.references(own))
     ages = [
         next(u.age for u in lab.crew.utterances if u.speaker_id == name)
         for name in lab.crew.speakers
     ]
     notes.write("users", {"speakers": list(lab.crew.speakers), "ages": ages, "jobs": len(own)})
-    errors: Errors = {}
-    for tag, shift in (("", 0), (_CONTROL_TAG, CONTROL)):
-        notes.part(
-            f"systems{tag}", lambda s=shift, t=tag: _systems(ground, choice, config, s, t, errors)
-        )
-    found = study_scores.table(own.speaker_J, ages, words, errors)
-    notes.part("scores", lambda: write_scores(notes, found))
-    for size in config.sizes if errors else ():
-        notes.part(
-            f"{size} utterances",
-            lambda n=size: _by_size(ground, choice, config, n, notes),
-        )
+
+    def score():
+        write_scores(notes, study_scores.table(own.speaker_J, ages, words, test.errors))
+
+    for name, stage in (("greedy", _greedy), ("read", _read)):
+        for tag, shift in (("", 0), (_CONTROL_TAG, CONTROL)):
+            notes.part(name + tag, lambda f=stage, s=shift, t=tag: f(test, s, t))
+            notes.part("scores", score)
+    notes.part("curve", lambda: _curve(test))
+    for size in config.sizes:
+        notes.part(f"{size} utterances", lambda n=size: _by_size(test, n))
     return notes.entries
 
 
@@ -117,74 +150,84 @@ def write_scores(notes: Notes, found: study_scores.Table) -> None:
     notes.write("words by speaker", found.words_U.tolist())
 
 
-def _systems(ground: Ground, choice: Choice, config: Config, shift: int, tag: str, errors: Errors):
-    """Fills in the word errors of all systems that learn from the users `shift` places on."""
-    lab = ground.lab
-    plan = crew_lib.plan(lab.crew, folds=config.folds, seeds=config.seeds, control=shift)
-    base = lab.hear(plan)
-    greedy = lab.errors(plan, base)
-    with_words = lab.hear(plan, prior=choice.prior) if choice.prior else base
-    copies = _copies(lab, choice, config, shift)
-    heard = lab.hear(plan, copies) if copies else base
-    errors |= {BASE: greedy, WORDS + tag: lab.errors(plan, with_words)}
-    errors[ACOUSTIC + tag] = lab.errors(plan, heard)
-    if base.top_rows_JSAK is None or lab.crew.base.llm is None:
-        return
-    both = lab.hear(plan, copies, choice.prior) if copies else with_words
-    lists = {
-        name: study_reading.n_best(lab.crew, plan, h, config.num_best)
-        for name, h in ((LLM, base), (SENTENCES, with_words), (ALL, both))
-    }
-    said = study_reading.judge(lab.crew, plan, lists, lambda job: ground.lines(plan, job))
-    for name in (SENTENCES, ALL):
-        weights = choice.weights_of(RELATED)
-        errors[name + tag] = study_reading.errors_at(lists[name], said[name], weights)
+def _greedy(test: _Test, shift: int, tag: str) -> None:
+    """Word errors of what is read without the LLM, by learning from the users `shift` places on."""
+    lab, prior, once = test.ground.lab, test.choice.prior, test.once(shift)
     if not shift:
-        first = {LLM: lists[LLM]}
-        everybodys = study_reading.judge(lab.crew, plan, first, lambda job: ground.generic)
-        errors[LLM] = study_reading.errors_at(
-            lists[LLM], everybodys[LLM], choice.weights[EVERYBODYS]
-        )
+        test.heard[BASE] = lab.hear(once)
+        test.errors[BASE] = test.for_all_seeds(lab.errors(once, test.heard[BASE]))
+    with_words = lab.hear(once, prior=prior) if prior else test.heard[BASE]
+    test.heard[SENTENCES + tag] = with_words
+    test.errors[WORDS + tag] = test.for_all_seeds(lab.errors(once, with_words))
+    if test.choice.point:
+        plan, copies = test.plan(shift), _copies(test, shift)
+        test.errors[ACOUSTIC + tag] = lab.errors(plan, lab.hear(plan, copies))
+        test.heard[ALL + tag] = lab.hear(plan, copies, prior)
 
 
-def _copies(lab: study.Lab, choice: Choice, config: Config, shift: int, size: int = 0):
+def _read(test: _Test, shift: int, tag: str) -> None:
+    """The same with the LLM; `shift` is 0 first."""
+    if test.heard[BASE].top_rows_JSAK is None or test.ground.lab.crew.base.llm is None:
+        return
+    once, lines = test.once(shift), test.ground.lines
+    if not shift:
+        everybodys = test.choice.weights[EVERYBODYS]
+        found = _judged(test, once, test.heard[BASE], lambda job: test.ground.generic, everybodys)
+        test.errors[LLM] = test.for_all_seeds(found)
+    weights = test.choice.weights_of(RELATED)
+    found = _judged(test, once, test.heard[SENTENCES + tag], lambda job: lines(once, job), weights)
+    test.errors[SENTENCES + tag] = test.for_all_seeds(found)
+    if ALL + tag in test.heard:
+        plan = test.plan(shift)
+        found = _judged(test, plan, test.heard[ALL + tag], lambda job: lines(plan, job), weights)
+        test.errors[ALL + tag] = found
+    else:
+        test.errors[ALL + tag] = test.errors[SENTENCES + tag]
+
+
+def _judged(test: _Test, plan: crew_lib.Plan, heard: fit.Heard, lines, weights) -> np.ndarray:
+    """Word errors of the texts that the LLM prefers among the likeliest of what was heard."""
+    ground, count = test.ground, test.config.num_best
+    best = study_reading.n_best(ground.lab.crew, plan, heard, count, ground.grams)
+    said = study_reading.judge(ground.lab.crew, plan, {"": best}, lines)[""]
+    return study_reading.errors_at(best, said, weights)
+
+
+def _copies(test: _Test, shift: int) -> study.Outcome:
     """Adapted copies: trained on all utterances, kept where a copy without the validation ones got better."""
-    if choice.point is None:
-        return None
-    ran = []
-    for validate in (True, False):
-        plan = crew_lib.plan(
-            lab.crew,
-            folds=config.folds,
-            seeds=config.seeds,
-            control=shift,
-            validate=validate,
-            num_adapt=size,
-        )
-        ran.append(lab.run(choice.point, [choice.point], plan))
-    return ran[1].guarded(ran[0])
-
-
-def _by_size(ground: Ground, choice: Choice, config: Config, size: int, notes: Notes) -> None:
-    """'acoustic', 'sentences' and 'all' from fewer utterances, first seed; few are all learnt from unchecked."""
-    lab = ground.lab
-    plan = crew_lib.plan(
-        lab.crew, folds=config.folds, seeds=config.seeds[:1], validate=False, num_adapt=size
+    lab, point = test.ground.lab, test.choice.point
+    assert point is not None
+    kept_back, whole = (
+        lab.run(point, [point], test.plan(shift, validate=validate)) for validate in (True, False)
     )
+    return whole.guarded(kept_back)
+
+
+def _curve(test: _Test) -> None:
+    """WER after every checkpoint, learning from all utterances without a check; first seed, and the control."""
+    if test.choice.point is None:
+        return
+    point = dataclasses.replace(test.choice.point, checkpoint=0)
+    for name, shift in (("own", 0), ("another's", CONTROL)):
+        plan = test.plan(shift, test.config.seeds[:1], validate=False)
+        ran = test.ground.lab.run(point, [point], plan)
+        row = study.describe(test.ground.lab, point, plan, ran)
+        test.notes.write(f"acoustic by checkpoint, {name}", row)
+
+
+def _by_size(test: _Test, size: int) -> None:
+    """'acoustic', 'sentences' and 'all' from fewer utterances, first seed; few are all learnt from unchecked."""
+    lab, point, prior = test.ground.lab, test.choice.point, test.choice.prior
+    plan = test.plan(0, test.config.seeds[:1], validate=False, num_adapt=size)
     words = study_scores.words_of(lab.references(plan)).sum()
-    copies = lab.run(choice.point, [choice.point], plan) if choice.point else None
-    row = {}
+    copies = lab.run(point, [point], plan) if point else None
+    row = {ACOUSTIC: copies.errors_CJN[-1].sum() / words} if copies else {}
+    heard = {SENTENCES: lab.hear(plan, prior=prior)}
     if copies:
-        row[ACOUSTIC] = copies.errors_CJN[-1].sum() / words
-    with_words = lab.hear(plan, prior=choice.prior)
-    if with_words.top_rows_JSAK is not None and lab.crew.base.llm is not None:
-        both = lab.hear(plan, copies, choice.prior) if copies else with_words
-        lists = {
-            name: study_reading.n_best(lab.crew, plan, heard, config.num_best)
-            for name, heard in ((SENTENCES, with_words), (ALL, both))
-        }
-        said = study_reading.judge(lab.crew, plan, lists, lambda job: ground.lines(plan, job))
-        for name in lists:
-            weights = choice.weights_of(RELATED)
-            row[name] = study_reading.errors_at(lists[name], said[name], weights).sum() / words
-    notes.write(f"wer from {size} utterances", {name: float(w) for name, w in row.items()})
+        heard[ALL] = lab.hear(plan, copies, prior)
+    if heard[SENTENCES].top_rows_JSAK is not None and lab.crew.base.llm is not None:
+        weights, lines = test.choice.weights_of(RELATED), test.ground.lines
+        for name, h in heard.items():
+            found = _judged(test, plan, h, lambda job: lines(plan, job), weights)
+            row[name] = found.sum() / words
+    test.notes.write(f"wer from {size} utterances", {name: float(w) for name, w in row.items()})

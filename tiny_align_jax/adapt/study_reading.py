@@ -7,7 +7,7 @@ everybody gets.
 """
 
 import dataclasses
-import itertools
+import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent import futures
@@ -15,7 +15,7 @@ from multiprocessing import get_context
 
 import numpy as np
 
-from tiny_align_jax import beam, language
+from tiny_align_jax import beam, language, ngram
 from tiny_align_jax.adapt import crew as crew_lib
 from tiny_align_jax.adapt import fit, study_scores
 
@@ -23,6 +23,9 @@ _CONTEXT_TOKENS = 192  # of about 25 lines; equal for all, so that all share pro
 _LLM_WEIGHTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 1.0, 1.2, 1.5)
 _BONUSES = (-0.5, 0.0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)
 _JUDGED_AT_ONCE = 128
+# While lists are made: what `tune_reading` found for beam searches with 3-grams; judged anew afterwards.
+_SEARCH_NGRAM, _SEARCH_BONUS = 0.6, 2.0
+_NGRAM_WEIGHTS = (0.0, 0.2, 0.4, 0.6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,28 +36,40 @@ class Best:
         texts: by CTC, best first.
         ctc: log-probability of each.
         num_rows: table rows of each.
+        ngram: n-gram log-probability of each; zeros without n-grams.
         errors: word errors of each.
     """
 
     texts: tuple[str, ...]
     ctc: np.ndarray
     num_rows: np.ndarray
+    ngram: np.ndarray
     errors: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """What a text's score is made of: CTC + llm x the LLM's log-probability + bonus x rows."""
+    """What a text's score is made of: CTC + llm x the LLM's log-probability + ngram x the n-grams' + bonus x rows."""
 
     llm: float
     bonus: float
+    ngram: float = 0.0
 
 
 def n_best(
-    crew: crew_lib.Crew, plan: crew_lib.Plan, heard: fit.Heard, count: int
+    crew: crew_lib.Crew,
+    plan: crew_lib.Plan,
+    heard: fit.Heard,
+    count: int,
+    grams: ngram.Ngram | None = None,
 ) -> list[list[Best]]:
-    """A beam search over every test utterance, on all cores; `[job][utterance]`."""
-    config = beam.Config(width=max(16, count), top_rows=fit.TOP_ROWS, margin=8.0)
+    """A beam search over every test utterance, on all cores, n-grams steer it; `[job][utterance]`."""
+    config = beam.Config(
+        width=max(16, count),
+        top_rows=fit.TOP_ROWS,
+        margin=8.0,
+        row_bonus=_SEARCH_BONUS if grams else 0.0,
+    )
     emissions = [
         beam.Emissions(
             np.asarray(heard.top_rows_JSAK[j, s, :n], np.int32),  # type: ignore[index]
@@ -65,41 +80,62 @@ def n_best(
         for s in range(plan.num_test)
         for n in (int(heard.num_tokens_JS[j, s]),)
     ]
-    found = iter(_search(emissions, config))
+    found = iter(_search(emissions, config, grams))
     return [
         [_best(crew, u.text, next(found), count) for u in crew_lib.tested(crew, plan, j)]
         for j in range(len(plan))
     ]
 
 
-def _search(emissions: Sequence[beam.Emissions], config: beam.Config):
+def _search(emissions: Sequence[beam.Emissions], config: beam.Config, grams: ngram.Ngram | None):
     workers = min(16, os.cpu_count() or 1)
     size = -(-len(emissions) // (4 * workers))
     parts = [emissions[i : i + size] for i in range(0, len(emissions), size)]
     if workers <= 2:
-        return [h for part in parts for h in beam.search(part, config)]
-    # Spawned, not forked: a copy of a process that holds an accelerator hangs.
-    with futures.ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        done = pool.map(beam.search, parts, itertools.repeat(config))
-        return [h for part in done for h in part]
+        return [h for part in parts for h in _search_part(part, config, grams)]
+    done = _workers(workers, grams).map(_search_with_own, parts, [config] * len(parts))
+    return [h for part in done for h in part]
+
+
+def _search_part(part: Sequence[beam.Emissions], config: beam.Config, grams: ngram.Ngram | None):
+    opinions = [(_SEARCH_NGRAM, language.ngram_score(grams))] if grams else []
+    return beam.search(part, config, language.mix(opinions))
+
+
+_own_grams: ngram.Ngram | None = None  # of a worker process
+
+
+@functools.lru_cache(maxsize=2)
+def _workers(count: int, grams: ngram.Ngram | None) -> futures.ProcessPoolExecutor:
+    """Spawned, not forked: a copy of a process that holds an accelerator hangs. They stay: each takes seconds to start."""
+    return futures.ProcessPoolExecutor(count, get_context("spawn"), _keep_grams, (grams,))
+
+
+def _keep_grams(grams: ngram.Ngram | None) -> None:
+    global _own_grams
+    _own_grams = grams
+
+
+def _search_with_own(part: Sequence[beam.Emissions], config: beam.Config):
+    return _search_part(part, config, _own_grams)
 
 
 def _best(crew, reference: str, hypotheses: Sequence[beam.Hypothesis], count: int) -> Best:
     totals: dict[str, float] = {}
-    rows: dict[str, int] = {}
+    first: dict[str, beam.Hypothesis] = {}
     for h in hypotheses:
         text = crew.base.vocabulary.decode(h.rows)
         if text in totals:
             totals[text] = float(np.logaddexp(totals[text], h.log_prob))
         elif len(totals) < count:
-            totals[text], rows[text] = h.log_prob, len(h.rows)
+            totals[text], first[text] = h.log_prob, h
     texts = tuple(totals)
-    errors = [study_scores.word_errors(reference, t) for t in texts]
     return Best(
         texts,
         np.array([totals[t] for t in texts]),
-        np.array([rows[t] for t in texts]),
-        np.array(errors),
+        np.array([len(first[t].rows) for t in texts]),
+        np.array([first[t].language / _SEARCH_NGRAM for t in texts]),
+        np.array([study_scores.word_errors(reference, t) for t in texts]),
     )
 
 
@@ -143,10 +179,11 @@ def errors_at(
     best: Sequence[Sequence[Best]], said: Sequence[Sequence[np.ndarray]], weights: Weights
 ) -> np.ndarray:
     """Word errors of the texts that the weights choose, [J, tests]."""
+    w = weights
     return np.array(
         [
             [
-                b.errors[np.argmax(b.ctc + weights.llm * s + weights.bonus * b.num_rows)]
+                b.errors[np.argmax(b.ctc + w.llm * s + w.ngram * b.ngram + w.bonus * b.num_rows)]
                 for b, s in zip(bests, scores, strict=True)
             ]
             for bests, scores in zip(best, said, strict=True)
@@ -156,7 +193,13 @@ def errors_at(
 
 def tune(best: Sequence[Sequence[Best]], said: Sequence[Sequence[np.ndarray]]) -> Weights:
     """The weights with the fewest word errors; on simulated users only."""
-    grid = [Weights(w, b) for w in _LLM_WEIGHTS for b in _BONUSES]
+    has_grams = any(b.ngram.any() for bests in best for b in bests)
+    grid = [
+        Weights(w, b, n)
+        for w in _LLM_WEIGHTS
+        for b in _BONUSES
+        for n in (_NGRAM_WEIGHTS if has_grams else (0.0,))
+    ]
     return min(grid, key=lambda weights: errors_at(best, said, weights).sum())
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tiny_align_jax import related
+from tiny_align_jax import ngram, related
 from tiny_align_jax.adapt import crew as crew_lib
 from tiny_align_jax.adapt import fit, material, replay, study, user
 from tiny_align_jax.aligner import Aligner
@@ -45,6 +45,7 @@ class Config:
         dtype: compute dtype of projector and encoder.
         num_best: texts of an utterance that the LLM judges.
         max_users: the first so many only; 0 for all.
+        ngram_texts: file of sentences to count n-grams in, beside training's; '' for no n-grams.
     """
 
     budget_s: float = 90.0
@@ -58,6 +59,7 @@ class Config:
     dtype: str = "float32"
     num_best: int = 32
     max_users: int = 0
+    ngram_texts: str = ""
 
 
 class Notes:
@@ -111,11 +113,13 @@ class Ground:
         lab: users, base and programs.
         generic: training sentences that everybody's context starts with.
         related: finds training sentences about what a user says.
+        grams: 3-grams that steer the search for texts, for everybody alike; None without.
     """
 
     lab: study.Lab
     generic: list[str]
     related: related.Related
+    grams: ngram.Ngram | None = None
 
     def lines(self, plan: crew_lib.Plan, job: int, related: bool = True) -> list[str]:
         """The judge's context of a job: generic, about what the user says, and the user's own."""
@@ -153,4 +157,14 @@ def prepare(
         )
     lab = study.Lab(crew, pool, sizes, audio, jnp.dtype(config.dtype))  # type: ignore[arg-type]
     sentences = [u.text for u in split.train]
-    return Ground(lab, draw_context(sentences, _GENERIC, 0), related.Related(sentences))
+    near, generic = related.Related(sentences), draw_context(sentences, _GENERIC, 0)
+    return Ground(lab, generic, near, _count(crew, sentences, config.ngram_texts))
+
+
+def _count(crew: crew_lib.Crew, sentences: list[str], path: str) -> ngram.Ngram | None:
+    """3-grams of training's sentences and of a file's, which holds none of validation or test."""
+    if not path:
+        return None
+    rows = crew.base.vocabulary
+    said = [*sentences, *Path(path).read_text(encoding="utf-8").splitlines()]
+    return ngram.build([rows.encode(text) for text in said if text.strip()], len(rows))
