@@ -8,6 +8,7 @@ distorted features. Writes robustness.json to each workdir, and robustness.md an
 """
 
 import json
+import tempfile
 from pathlib import Path
 
 from absl import flags
@@ -30,28 +31,34 @@ _PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")
 def main(argv):
     del argv
     from tiny_align_jax import robustness  # imports JAX: after --help
-    from tiny_align_jax.aligner import Aligner
 
-    results = {}
-    for workdir in map(Path, _WORKDIR.value):
-        aligner = Aligner.load(workdir, _main.CACHE_DIR.value, need_llm=False)
-        result = robustness.measure(
-            _main.with_local_data(aligner),
-            _main.CACHE_DIR.value,
-            robustness.Config(limit=_LIMIT.value),
-            split=_SPLIT.value,
-            progress=_PROGRESS.value,
-        )
-        place = _main.out_dir(None, str(workdir))
-        place.mkdir(parents=True, exist_ok=True)
-        (place / robustness.RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n")
-        results[workdir.name] = result
+    with tempfile.TemporaryDirectory(prefix="robustness") as shared:
+        results = {w.name: _measure(w, shared) for w in map(Path, _WORKDIR.value)}
     out = _main.out_dir(_OUT.value, _WORKDIR.value[0])
     out.mkdir(parents=True, exist_ok=True)
     text = robustness.table(results, _NORMALIZER.value)
     (out / "robustness.md").write_text(text + "\n")
     robustness.plot(results, _NORMALIZER.value, out / "robustness.png")
     print(f"WER, normaliser {_NORMALIZER.value}, 95 % intervals over speakers\n\n{text}")
+
+
+def _measure(workdir: Path, shared: str):
+    """One run's scores, written beside it; distorted features lie in `shared` where several runs want them."""
+    from tiny_align_jax import robustness
+    from tiny_align_jax.aligner import Aligner
+
+    result = robustness.measure(
+        _main.with_local_data(Aligner.load(workdir, _main.CACHE_DIR.value, need_llm=False)),
+        _main.CACHE_DIR.value,
+        robustness.Config(limit=_LIMIT.value),
+        split=_SPLIT.value,
+        progress=_PROGRESS.value,
+        features_dir=shared if len(_WORKDIR.value) > 1 else "",
+    )
+    place = _main.out_dir(None, str(workdir))
+    place.mkdir(parents=True, exist_ok=True)
+    (place / robustness.RESULT_FILE).write_text(json.dumps(result, indent=1) + "\n")
+    return result
 
 
 if __name__ == "__main__":

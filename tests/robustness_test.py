@@ -36,6 +36,11 @@ def test_a_row_a_condition_and_clean_is_the_evaluation(world, aligner, tmp_path,
         assert rows["clean"]["scores"][normalizer] == scores["scores"]["heard"]["all"]
     assert len({row["num_utterances"] for row in rows.values()}) == 1
     assert not list(tmp_path.iterdir())
+    few = dataclasses.replace(FEW, noises=(), rt60s_s=(0.3,))
+    shared = str(tmp_path / "shared")
+    for _ in range(2):  # the second run reads what the first encoded
+        again = robustness.measure(aligner, world.cache_dir, few, QUICK, features_dir=shared)
+        assert again["conditions"]["reverb 0.3 s"] == rows["reverb 0.3 s"]
     text = robustness.table({"a": found, "b": found}, "lower")
     assert text.count("\n") == 4 and "| pink 0 dB |" in text
     robustness.plot({"a": found}, "lower", tmp_path / "plot.png")

@@ -1,8 +1,10 @@
 """Word error rate against noise and reverberation: the same utterances, distorted, encoded and read anew.
 
-Distorted features are of no further use and are thrown away with the folder they lie in.
+Distorted features are of no further use and are thrown away with the folder they lie in; several runs on
+the same encoder may share one, so that it encodes once.
 """
 
+import contextlib
 import dataclasses
 import os
 import tempfile
@@ -87,6 +89,7 @@ def measure(
     *,
     split: str = "test",
     progress: bool = False,
+    features_dir: str = "",
 ) -> dict[str, Any]:
     """Scores of the reading without the LLM, by condition, for robustness.json.
 
@@ -97,6 +100,7 @@ def measure(
         scoring_config: metrics, normalisers and intervals.
         split: 'test', or 'validation' for choosing an augmentation.
         progress: show progress bars.
+        features_dir: keep distorted features there for the next run; '' throws each condition's away.
 
     Raises:
         TinyAlignError: of the corpus or the features.
@@ -107,7 +111,7 @@ def measure(
     voices = setup.read_split(aligner.config).train
     rows: dict[str, Any] = {}
     for name, distorted in conditions(config, utterances, voices).items():
-        with tempfile.TemporaryDirectory(prefix="robustness") as folder:
+        with _folder(features_dir) as folder:
             cache, report, _ = setup.features(
                 aligner.config, os.fspath(cache_dir), distorted, progress, features_dir=folder
             )
@@ -172,6 +176,12 @@ def plot(results: Mapping[str, Mapping[str, Any]], normalizer: str, path: Path) 
     figure.tight_layout()
     figure.savefig(path, dpi=130)
     plt.close(figure)
+
+
+def _folder(features_dir: str) -> contextlib.AbstractContextManager[str]:
+    if features_dir:
+        return contextlib.nullcontext(features_dir)
+    return tempfile.TemporaryDirectory(prefix="robustness")
 
 
 def _copies(utterances: Sequence[Utterance], texts: Sequence[str]) -> list[Utterance]:
