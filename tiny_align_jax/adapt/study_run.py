@@ -167,4 +167,4 @@ def _count(crew: crew_lib.Crew, sentences: list[str], path: str) -> ngram.Ngram 
         return None
     rows = crew.base.vocabulary
     said = [*sentences, *Path(path).read_text(encoding="utf-8").splitlines()]
-    return ngram.build([rows.encode(text) for text in said if text.strip()], len(rows))
+    return ngram.build([rows.encode(text).tolist() for text in said if text.strip()], len(rows))
