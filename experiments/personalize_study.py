@@ -36,11 +36,7 @@ _AUDIO = flags.DEFINE_bool("encoder", True, "Also methods that reach into the en
 _LLM = flags.DEFINE_bool("llm", True, "Also read with the LLM's help.")
 _USERS = flags.DEFINE_integer("max_users", 0, "Only the first so many users; 0 for all.")
 _NUM_BEST = flags.DEFINE_integer("num_best", 32, "Texts of an utterance that the LLM judges.")
-_NGRAM_TEXTS = flags.DEFINE_string(
-    "ngram_texts",
-    "",
-    "File of sentences; n-grams of them and of training steer the lists of texts.",
-)
+_GRAMS = flags.DEFINE_string("ngram_texts", "", "Sentences whose n-grams steer the lists of texts.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of projector and encoder.")
 
 
@@ -70,7 +66,7 @@ def main(argv):
         dtype=_DTYPE.value,
         max_users=_USERS.value,
         num_best=_NUM_BEST.value,
-        ngram_texts=_NGRAM_TEXTS.value,
+        ngram_texts=_GRAMS.value,
     )
     cache_dir, folder = _main.CACHE_DIR.value, Path(_WORKDIR.value)
 

@@ -14,6 +14,7 @@ from tiny_align_jax.adapt import (
     delta,
     fit,
     study,
+    study_choose,
     study_reading,
     study_report,
     study_run,
@@ -208,6 +209,18 @@ def test_a_study_is_reported_with_its_pictures(tmp_path):
     )
     assert {p.stem for p in tmp_path.glob("*.png")} == {"curves", "slopes", "bands", "sizes"}
     assert (tmp_path / study_report.REPORT).read_text().strip() == text.strip()
+
+
+def test_a_divided_first_phase_is_joined(tmp_path):
+    for name, gain in (("a", None), ("b", -0.01), ("c", -0.03)):
+        (tmp_path / name).mkdir()
+        chosen = {"prior": 1.0 if name == "a" else 0.0, "weights": {}}
+        chosen["acoustic"] = gain and {"name": name, "gain": gain}
+        (tmp_path / name / study_choose.FILE).write_text(json.dumps(chosen))
+    found = study_choose.join([tmp_path / n for n in ("a", "b", "c", "missing")])
+    assert found["prior"] == 1.0 and found["acoustic"]["name"] == "c"
+    with pytest.raises(ConfigError, match="run it with --dev_base"):
+        study_choose.join([tmp_path / "missing"])
 
 
 def test_notes_survive_a_part_that_fails(tmp_path):

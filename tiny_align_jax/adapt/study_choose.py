@@ -14,6 +14,7 @@ from absl import logging
 from tiny_align_jax.adapt import crew as crew_lib
 from tiny_align_jax.adapt import fit, study, study_reading, study_scores, word_prior
 from tiny_align_jax.adapt.study_run import CONTROL, Config, Ground, Notes
+from tiny_align_jax.types import ConfigError
 
 FILE = "chosen.json"
 EVERYBODYS, OWN, RELATED, OTHERS = "everybody's", "own", "own and related", "other's and related"
@@ -66,17 +67,26 @@ def run(
     notes.write("users", {"speakers": len(lab.crew.speakers), "jobs": len(own), "words": num_words})
     base = lab.hear(own)
     notes.write("base", phase.wer(lab.errors(own, base)))
-    notes.part("word prior", lambda: _prior(phase))
-    notes.part("reading", lambda: _reading(phase, base))
-    notes.part("acoustics", lambda: _acoustics(phase, points))
-    (Path(folder) / FILE).write_text(json.dumps(chosen, indent=1, default=float) + "\n")
+    parts = (
+        ("word prior", lambda: _prior(phase)),
+        ("reading", lambda: _reading(phase, base)),
+        ("acoustics", lambda: _acoustics(phase, points)),
+    )
+    for name, part in parts:  # written as it goes: the last part may be cut short
+        notes.part(name, part)
+        (Path(folder) / FILE).write_text(json.dumps(chosen, indent=1, default=float) + "\n")
     notes.write("chosen", chosen)
     return chosen
 
 
 def join(folders: Sequence[str | os.PathLike]) -> dict[str, Any]:
     """chosen.json of a first phase that was divided by methods: words and reading of the first folder, the best method of all."""
-    found = [json.loads((Path(folder) / FILE).read_text()) for folder in folders]
+    files = [Path(folder) / FILE for folder in folders]
+    found = [json.loads(file.read_text()) for file in files if file.is_file()]
+    if not found:
+        raise ConfigError(
+            f"no first phase in {', '.join(map(str, folders))}: run it with --dev_base"
+        )
     helped = [f["acoustic"] for f in found if f["acoustic"]]
     best = min(helped, key=lambda acoustic: acoustic["gain"]) if helped else None
     return {**found[0], "acoustic": best}
