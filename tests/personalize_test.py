@@ -9,7 +9,7 @@ import pytest
 from configs import personalize as configs
 from tests import tiny_world
 from tiny_align_jax import aligner, personalize, personalize_trial, transcribe
-from tiny_align_jax.adapt import recipe, replay, state, user
+from tiny_align_jax.adapt import crew, recipe, replay, state, user
 from tiny_align_jax.types import CheckpointError, ConfigError, DataError
 
 SPEAKERS = ("s1", "s2")
@@ -104,13 +104,28 @@ def test_without_validation_gain_the_base_is_kept(world, base, said, adapted, mo
     assert better.checkpoint == 1 and better.state.delta
 
 
+def test_users_with_few_new_words_share_programs(base):
+    have = len(base.vocabulary)
+    spare = [i for i in range(have + 40) if i not in base.vocabulary.row_ids][:17]
+    sizes = {}
+    for count in (0, 1, 16, 17):
+        wide = user.fill_up(user.extend(base, np.array(spare[:count], np.int32)), count)
+        assert len(set(wide.vocabulary.row_ids.tolist())) == len(wide.vocabulary)
+        sizes[count] = wide.frozen.table_VD.shape[0] - have
+    assert sizes == {0: 16, 1: 16, 16: 16, 17: 32}
+
+
 def test_a_word_prior_that_adds_errors_is_left_out(world, base, said, monkeypatch):
     texts = {True: ["nothing of this"], False: [u.text for u in said["s1"]]}
     held_back = int(np.flatnonzero(personalize._held_back(_plan().adapt, 3))[0])
 
     def hear(self, *unused):  # all is right without a prior, or with one
         # A list alone raises its rows by exactly 1.
-        with_prior = not set(np.unique(self.params["objective"]["row_bias"])) <= {0.0, 1.0}
+        with_prior = not set(np.unique(self.params["objective"]["row_bias"])) <= {
+            0.0,
+            1.0,
+            crew.HIDDEN,
+        }
         right = with_prior == prior_helps
         return aligner.Hearing((texts[not right][held_back if right else 0],), None, None, None)
 

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tiny_align_jax.adapt import fit, material, replay, user, word_prior
+from tiny_align_jax.adapt import crew, fit, material, replay, user, word_prior
 from tiny_align_jax.adapt.recipe import Config, Recipe, make_spec
 from tiny_align_jax.adapt.state import State
 from tiny_align_jax.aligner import Aligner
@@ -101,16 +101,17 @@ def personalize(
     texts = [u.text for u in recordings.used]
     extra = vocabulary.missing_ids(aligner.vocabulary, [*texts, *words])
     own = user.extend(aligner, extra)
+    wide = user.fill_up(own, len(extra))
     targets = [own.vocabulary.encode(text) for text in texts]
     other = replay.find(
         aligner, workdir, cache_dir, how.adapt.replay_count, how.method.needs_encoder
     )
     lap("replay")
-    how = _with_good_prior(own, how, recordings, targets, other, words)
+    how = _with_good_prior(own, wide, how, recordings, targets, other, words)
     bias = _row_bias(own, how, targets, other, words)
     delta, losses, checkpoint = {}, [], 0
     if how.method.trains:
-        trace = _adapt(own, how, recordings.corpus(own, targets), other, bias)
+        trace = _adapt(wide, how, recordings.corpus(own, targets), other, _hide(wide, bias))
         losses = [round(float(x), 4) for x in trace.valid_loss_JC[0]] if held_back else []
         checkpoint = int(np.argmin(losses)) if losses else how.fit.num_checkpoints
         delta = {k: np.asarray(v[1, checkpoint]) for k, v in trace.delta.items()}
@@ -140,7 +141,13 @@ def _row_bias(own: Aligner, how: Recipe, targets, other: replay.Replay, words) -
     return word_prior.row_bias(how.word_prior, topics_KV, targets, listed)
 
 
-def _with_good_prior(own: Aligner, how: Recipe, recordings, targets, other, words) -> Recipe:
+def _hide(wide: Aligner, bias_V: np.ndarray) -> np.ndarray:
+    """The bias with the rows hidden that only fill up."""
+    fill = len(wide.vocabulary) - len(bias_V)
+    return np.pad(bias_V, (0, fill), constant_values=crew.HIDDEN)
+
+
+def _with_good_prior(own: Aligner, wide: Aligner, how: Recipe, recordings, targets, other, words):
     """The recipe, without a word prior that adds errors to the utterances held back.
 
     Methods that reach into the encoder have no frames at hand here, and keep theirs unchecked.
@@ -151,13 +158,14 @@ def _with_good_prior(own: Aligner, how: Recipe, recordings, targets, other, word
     plain = dataclasses.replace(how, word_prior=dataclasses.replace(how.word_prior, weight=0.0))
     learnt = [target for i, target in enumerate(targets) if i not in held_back]
     frames = [recordings.frames[i] for i in held_back]
-    corpus = material.frames_corpus(frames, [targets[i] for i in held_back])
+    longest = recordings.corpus(own, targets).inputs.shape[1]  # of all: one program for every user
+    corpus = material.frames_corpus(frames, [targets[i] for i in held_back], longest)
     texts = [recordings.used[i].text for i in held_back]
     errors = []
     for recipe in (plain, how):
-        bias = jnp.asarray(_row_bias(own, recipe, learnt, other, words))
-        objective = {**own.params["objective"], "row_bias": bias}
-        reader = dataclasses.replace(own, params={**own.params, "objective": objective})
+        bias = jnp.asarray(_hide(wide, _row_bias(own, recipe, learnt, other, words)))
+        objective = {**wide.params["objective"], "row_bias": bias}
+        reader = dataclasses.replace(wide, params={**wide.params, "objective": objective})
         heard = reader.hear(corpus.inputs, corpus.num_frames_N).texts
         errors.append(int(wer.per_utterance(wer.Config(), texts, heard)["word_errors"].sum()))
     kept = errors[1] <= errors[0]

@@ -25,6 +25,7 @@ from tiny_align_jax.weights import loading
 
 _BATCH_SIZE = 7  # of the encoder: 14 utterances in two calls
 _NUM_THREADS = 4
+_ROWS = 16  # a user's table grows by so many rows, so that users share compiled programs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +111,14 @@ def extend(aligner: Aligner, extra_row_ids: np.ndarray) -> Aligner:
         row_ids_V=jnp.asarray(row_ids),
     )
     return dataclasses.replace(aligner, vocabulary=rows, frozen=frozen)
+
+
+def fill_up(aligner: Aligner, num_extra: int) -> Aligner:
+    """The aligner with rows of the LLM's table that nobody asked for, up to the next multiple of 16 extra ones."""
+    have = aligner.vocabulary.row_ids
+    count = max(1, -(-num_extra // _ROWS)) * _ROWS - num_extra
+    free = np.setdiff1d(np.arange(len(have) + count), have)[:count]
+    return extend(aligner, free.astype(np.int32))
 
 
 def apply(aligner: Aligner, state: State, base: str) -> Aligner:
