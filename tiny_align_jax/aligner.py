@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import decode, lora, registry
+from tiny_align_jax import decode, joined, lora, registry
 from tiny_align_jax.data import prompts, tokenizer, vocabulary
 from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.responder import Llm, Responder
@@ -310,7 +310,7 @@ def _held(card: Mapping[str, Any], part: str) -> quantize.Config:
 
 def _load_llm(folder: Any, config: Mapping[str, Any], held: quantize.Config, adapters: Path) -> Llm:
     dtype = jnp.dtype(config.get("llm", {}).get("dtype", "float32"))
-    loaded = loading.load_llm(folder, dtype, held)
+    loaded = loading.load_llm(folder, dtype, held, joined.place_quantised)
     model = decode.LanguageModel(loaded.module, loaded.config, dtype)
     params = loaded.params
     return Llm(model, _with_adapters(params, adapters) if adapters.is_file() else params)

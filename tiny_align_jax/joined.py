@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tiny_align_jax.quantize import grouped
+from tiny_align_jax.quantize.grouped import Grouped
 from tiny_align_jax.types import PyTree
 
 # Parts in the order in which the modules of `llms` split the joined one.
@@ -24,6 +25,17 @@ def for_decoding(params: PyTree) -> PyTree:
     if jax.default_backend() == "cpu":
         return jax.device_put(params)
     return join(grouped.words(params))
+
+
+def place_quantised(value: Any) -> Any:
+    """A quantised matrix goes to the device as it is loaded, so that the host never holds them all.
+
+    Floats wait for `join`; on a CPU everything stays where it is.
+    """
+    if jax.default_backend() == "cpu" or not isinstance(value, Grouped):
+        return value
+    # Waited for: else the host holds what has not been sent yet.
+    return jax.block_until_ready(jax.device_put(grouped.words(value)))
 
 
 def join(params: PyTree) -> PyTree:

@@ -5,6 +5,7 @@ once. All violations are reported together, before the first byte is read.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
@@ -117,11 +118,12 @@ def convert(
     target_shapes: PyTree,
     dtype: np.dtype | type | str | None = None,
     make_store: MakeStore | None = None,
+    place: Callable[[Any], Any] = lambda value: value,
 ) -> PyTree:
     """Reads a checkpoint into the parameter tree of our model, one tensor at a time.
 
-    Targets are filled in place, the largest tensor first: its mapped pages are gone again before
-    the total has grown, so peak memory stays near the result's size.
+    Targets are filled in place, that of the largest tensors first: their mapped pages are gone again
+    before the total has grown, so peak memory stays near the result's size.
 
     Args:
         source: the checkpoint.
@@ -129,23 +131,31 @@ def convert(
         target_shapes: tree of shapes and dtypes, from `jax.eval_shape` of the model's `init`.
         dtype: of the result's floating-point leaves; None takes `target_shapes`' own.
         make_store: decides which targets are not plain arrays; None: all are.
+        place: called with what a target holds as soon as it is filled: what goes to a device then need not
+            wait for the rest in the host's memory.
 
     Returns:
-        `target_shapes`' tree with numpy arrays, or what other stores hold.
+        `target_shapes`' tree with numpy arrays, or what other stores hold, as `place` returned it.
 
     Raises:
         WeightsError: missing, unexpected, doubly matched or wrongly shaped names, all of them.
     """
     shapes = dict(named_leaves(target_shapes))
     assignments = _assign(source, param_map, shapes)
-    stores = {
-        name: (make_store and make_store(names, shapes[name], rule))
-        or ArrayStore(shapes[name].shape, _dtype(shapes[name].dtype, dtype))
-        for name, (names, rule) in _by_target(assignments).items()
-    }
-    for a in sorted(assignments, key=lambda a: -int(np.prod(source.shape(a.source)))):
-        stores[a.target].put(source, a.source, a.layer, a.rule)
-    return _tree(target_shapes, {name: store.value for name, store in stores.items()})
+    by_target = _by_target(assignments)
+    values = {}
+    largest_first = lambda t: -max(math.prod(source.shape(n)) for n in by_target[t][0])  # noqa: E731
+    for target in sorted(by_target, key=largest_first):
+        names, rule = by_target[target]
+        store = (make_store and make_store(names, shapes[target], rule)) or ArrayStore(
+            shapes[target].shape, _dtype(shapes[target].dtype, dtype)
+        )
+        for a in assignments:
+            if a.target == target:
+                store.put(source, a.source, a.layer, a.rule)
+        values[target] = place(store.value)
+        del store
+    return _tree(target_shapes, values)
 
 
 def shapes_of(

@@ -5,7 +5,7 @@ This module and no other in `weights` looks plug-ins up; it imports none of them
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -61,11 +61,14 @@ def load_encoder(
 
 
 def load_llm(
-    folder: ModelFolder, dtype: Any = jnp.float32, quantize: quantize_config.Config = _FLOAT
+    folder: ModelFolder,
+    dtype: Any = jnp.float32,
+    quantize: quantize_config.Config = _FLOAT,
+    place: Callable[[Any], Any] = lambda value: value,
 ) -> Loaded:
-    """The LLM in `folder`; arguments and errors as `load_encoder`."""
+    """The LLM in `folder`; arguments and errors as `load_encoder`, `place` as `convert`."""
     module, config = llm_config(folder)
-    return _load(folder, module, config, llm_shapes(module, config), dtype, quantize)
+    return _load(folder, module, config, llm_shapes(module, config), dtype, quantize, place)
 
 
 def held_fingerprint(folder: ModelFolder, quantize: quantize_config.Config) -> str:
@@ -185,11 +188,12 @@ def _load(
     shapes: PyTree,
     dtype: Any,
     quantize: quantize_config.Config,
+    place: Callable[[Any], Any] = lambda value: value,
 ) -> Loaded:
     source = quantised.source_of(folder, quantize)
     make_store = _make_store(source, dtype, quantize)
     try:
-        params = convert(source, _rules(module, config), shapes, np.dtype(dtype), make_store)
+        params = convert(source, _rules(module, config), shapes, np.dtype(dtype), make_store, place)
     except WeightsError as error:
         raise WeightsError(f"{folder.path} as {module.__name__}: {error}") from error
     return Loaded(module, config, params, folder.fingerprint)
