@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from tiny_align_jax import heap
@@ -23,3 +24,13 @@ def test_many_programs_are_dropped_and_compiled_again(monkeypatch):
     monkeypatch.setattr(heap, "_MANY_MAPS", 10)
     assert heap.drop_many_programs()
     assert double(jnp.arange(3))[2] == 4 and len(traces) == 2
+
+
+def test_resident_memory_is_told_by_kind():
+    before = heap.resident_bytes()
+    if not before:
+        pytest.skip("no /proc here")
+    kept = np.ones(16_000_000, np.int8)
+    after = heap.resident_bytes()
+    assert 12e6 < after["own"] - before["own"] < 64e6 and kept.all()
+    assert after["files"] > 1e6

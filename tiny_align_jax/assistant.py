@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import soundfile
 
-from tiny_align_jax import benchmark_quantised, decode, published, stand_in, transcribe
+from tiny_align_jax import benchmark_quantised, decode, heap, published, stand_in, transcribe
 from tiny_align_jax.adapt import recipe, replay, user
 from tiny_align_jax.aligner import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Aligner, read_workdir
 from tiny_align_jax.benchmark_sizes import DecodeShape
@@ -113,6 +113,7 @@ def prove(
         Peak memory in bytes after each stage, and seconds.
     """
     began_s, peaks, seconds = time.monotonic(), {"start": _peak_bytes()}, {}
+    start = heap.resident_bytes()
 
     def lap(stage: str) -> None:
         peaks[stage] = _peak_bytes()
@@ -144,6 +145,8 @@ def prove(
         "held": {part: aligner.held(part).tag or "float" for part in _PARTS},
         "llm_bytes": tree_bytes(llm.params),
         "peak_bytes": peaks,
+        "device_peak_bytes": _device_peak_bytes(),
+        "resident": {"start": start, "end": heap.resident_bytes()},
         "seconds": seconds,
         "question_s": warm.audio_s,
         "cold": cold.seconds,
@@ -175,8 +178,12 @@ def said(aligner: Aligner) -> tuple[list[Utterance], Utterance]:
 
 def _peak_bytes() -> int:
     """Peak resident memory of this process, and what an accelerator has allocated at most."""
+    return run.peak_rss_bytes() + _device_peak_bytes()
+
+
+def _device_peak_bytes() -> int:
     stats = jax.devices()[0].memory_stats() or {}
-    return run.peak_rss_bytes() + int(stats.get("peak_bytes_in_use", 0))
+    return int(stats.get("peak_bytes_in_use", 0))
 
 
 def describe(found: Mapping[str, Any], limit_bytes: int, how: str, peak_bytes: int) -> str:

@@ -13,6 +13,7 @@ import jax
 
 _COMPILED_EVENT = "/jax/core/compile/backend_compile_duration"
 _MAPS = pathlib.Path("/proc/self/maps")
+_STATUS = pathlib.Path("/proc/self/status")
 _MANY_MAPS = 30_000
 _LONG_COMPILE_S = 0.5  # shorter ones leave little behind
 
@@ -34,6 +35,15 @@ def drop_many_programs() -> bool:
     jax.clear_caches()
     gc.collect()
     return True
+
+
+def resident_bytes() -> dict[str, int]:
+    """Resident memory of this process by kind: its own, pages of mapped files, shared; {} if not told."""
+    if not _STATUS.is_file():
+        return {}
+    rows = dict(line.split(":", 1) for line in _STATUS.read_text().splitlines() if ":" in line)
+    kinds = {"own": "RssAnon", "files": "RssFile", "shared": "RssShmem"}
+    return {name: 1024 * int(rows[key].split()[0]) for name, key in kinds.items() if key in rows}
 
 
 def give_back_after_compiling() -> None:

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from tiny_align_jax import decode, evaluate, personalize, stand_in, transcribe
+from tiny_align_jax import decode, evaluate, heap, personalize, stand_in, transcribe
 from tiny_align_jax.adapt import recipe
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data import prompts
@@ -69,12 +69,21 @@ _SMALL = {
     "llm.quantize": {"weights": "int4", "table": "int4"},
     "encoder.quantize": {"weights": "int8"},
 }
+_INT4 = {"llm.quantize": {"weights": "int4"}}
 _LONG = {"features.batch_size": 32, "encoder.window_s": 20.48}
-_EVERYTHING = ("features", "training", "personalisation", "generation", "evaluation")
 WORLDS: dict[str, dict[str, World]] = {
     "gpu": {
         "base_llama1b": World(
-            "whisper-base", "Llama-3.2-1B", _EVERYTHING, "bfloat16", 10.0, 400, _LONG
+            "whisper-base", "Llama-3.2-1B", ("features", "training"), "bfloat16", 10.0, 400, _LONG
+        ),
+        "base_llama1b_user": World(
+            "whisper-base", "Llama-3.2-1B", ("personalisation", "evaluation"), "bfloat16"
+        ),
+        "base_llama1b_int4": World(
+            "whisper-base", "Llama-3.2-1B", ("generation",), "bfloat16", values=_INT4
+        ),
+        "base_llama3b_int4": World(
+            "whisper-base", "Llama-3.2-3B", ("generation",), "bfloat16", values=_INT4
         ),
         "small_llama3b": World(
             "whisper-small", "Llama-3.2-3B", ("training", "generation"), "bfloat16", values=_FULL
@@ -91,7 +100,11 @@ WORLDS: dict[str, dict[str, World]] = {
         ),
     },
     "cpu": {
-        "tiny_smollm2": World("whisper-tiny.en", "SmolLM2-135M", _EVERYTHING),
+        "tiny_smollm2": World(
+            "whisper-tiny.en",
+            "SmolLM2-135M",
+            ("features", "training", "personalisation", "generation", "evaluation"),
+        ),
         "hubert_qwen": World("hubert-base-ls960", "Qwen2.5-0.5B", ("features", "generation")),
         "base_llama3b": World(
             "whisper-base", "Llama-3.2-3B", ("training", "generation"), "bfloat16", values=_SMALL
@@ -235,6 +248,7 @@ def _peaks() -> dict[str, Any]:
         "platform": jax.default_backend(),
         "measured_device_bytes": stats.get("peak_bytes_in_use"),
         "measured_host_bytes": run.peak_rss_bytes(),
+        "resident": heap.resident_bytes(),
     }
 
 
