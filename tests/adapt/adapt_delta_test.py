@@ -88,3 +88,12 @@ def test_settings_that_cannot_work_are_refused():
         delta_lib.Method(rank=0)
     assert delta_lib.Method(low_rank=("encoder/.*",)).needs_encoder
     assert not delta_lib.Method().trains
+
+
+def test_an_objective_without_parameters_adds_none():
+    bare = {"projector": PARAMS["projector"], "objective": {}}
+    method = delta_lib.Method(offsets=("projector/.*", "objective/.*"))
+    found = delta_lib.init(method, bare, 7, jax.random.key(0))
+    assert found and all(name.startswith("offset:projector/") for name in found)
+    with pytest.raises(ConfigError, match="match no parameter"):
+        delta_lib.init(delta_lib.Method(offsets=("encoder/.*",)), bare, 7, jax.random.key(0))

@@ -24,6 +24,7 @@ from tiny_align_jax.types import Array, ConfigError, PyTree
 Delta = dict[str, Array]
 FRAMES = ("none", "shift", "affine")
 _FRAMES = "frames:"
+_OBJECTIVE = "objective/"
 _STACK = "layers/"  # parameters of scanned layers have a leading axis
 
 
@@ -116,7 +117,9 @@ def frames_part(delta: Delta) -> Delta:
 
 def _matching(patterns: tuple[str, ...], names) -> list[str]:
     found = {p: [n for n in names if re.fullmatch(p, n)] for p in patterns}
-    empty = [p for p, matched in found.items() if not matched]
+    # The paper's objective has no parameters: what is asked of them is asked of nothing.
+    bare = not any(name.startswith(_OBJECTIVE) for name in names)
+    empty = [p for p, m in found.items() if not m and not (bare and p.startswith(_OBJECTIVE))]
     if empty:
         raise ConfigError(
             f"pattern(s) {', '.join(empty)} match no parameter; there are: {', '.join(names)}"
