@@ -34,6 +34,10 @@ TORCH_FIRST = flags.DEFINE_bool(
     "torch_first", False, "Run the baseline on the first variant of every case only."
 )
 TIMEOUT_S = flags.DEFINE_float("timeout_s", 420.0, "Limit of each process.")
+BUDGET_S = flags.DEFINE_float("budget_s", float("inf"), "Start no process after so many seconds.")
+KEEP = flags.DEFINE_bool(
+    "keep", False, "Do not run again what OUT/rows holds: go on where a run stopped."
+)
 PROJECTOR = flags.DEFINE_string(
     "projector", "{}", 'BridgeFormer keys to replace, e.g. {"attention": "xla"}.'
 )
@@ -54,6 +58,8 @@ def main(argv):
         torch_first=TORCH_FIRST.value,
         timeout_s=TIMEOUT_S.value,
         projector=PROJECTOR.value,
+        keep=KEEP.value,
+        budget_s=BUDGET_S.value,
     )
     out = Path(OUT.value)
     command = [

@@ -67,6 +67,25 @@ def test_a_failed_case_loses_nothing(tmp_path):
     assert "failed" in table and "| 500 ms | 400 ms - 600 ms | 200 ms | 40 |  |" in table
 
 
+def test_what_a_folder_holds_is_kept_and_nothing_starts_after_the_budget(tmp_path):
+    row = {"case": "encoder", "size": "tiny", "variant": "", "framework": "jax", "seconds": 0.5,
+           "low_s": 0.5, "high_s": 0.5, "repeats": 1, "flops": 0.0, "num_bytes": 0.0, "facts": {}}  # fmt: skip
+    measured = {"median_ms": 2.0, "low_ms": 1.0, "high_ms": 3.0, "repeats": 3, "machine": "m"}
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "rows" / "encoder.tiny.json").write_text(json.dumps([row]))
+    (tmp_path / "rows" / "torch.encoder.tiny.0.eager.json").write_text(json.dumps(measured))
+    settings = benchmark.Settings(
+        ("encoder", "embedlink"), "tiny", torch_modes=("eager", "default"), keep=True, budget_s=0.0
+    )
+    rows = benchmark.run_all(settings, tmp_path, ["-c", "raise SystemExit(1)"], "")
+    assert [r["framework"] for r in rows] == ["jax", "torch eager"]
+    assert rows[0] == row and rows[1]["seconds"] == 0.002
+    again = benchmark.run_all(
+        benchmark.Settings(("encoder",), "tiny"), tmp_path, ["-c", "raise SystemExit(1)"], ""
+    )
+    assert [r["error"] for r in again] == ["CalledProcessError"] * 2
+
+
 def test_ratio_is_to_the_fastest_mode_of_the_baseline():
     row = {"case": "embedlink", "size": "tiny", "variant": "", "framework": "jax", "seconds": 0.5,
            "low_s": 0.5, "high_s": 0.5, "repeats": 1, "flops": 0.0, "num_bytes": 0.0, "facts": {}}  # fmt: skip

@@ -1,6 +1,6 @@
 """Runs benchmark cases, each in a process of its own, and keeps what is there when one fails.
 
-<out>/rows/<case>.<size>.json   rows of one process, written when it ends
+<out>/rows/<case>.<size>.json   rows of one process, written when it ends; the baseline's have a name each
 <out>/benchmark.json            machine, ceilings and all rows so far
 <out>/benchmark.md              the table
 """
@@ -53,6 +53,8 @@ class Settings:
         torch_first: run the baseline on the first variant of a case only.
         timeout_s: limit of each process.
         projector: JSON of BridgeFormer's keys that replace a size's own, to compare switches.
+        keep: do not run what the folder of results has rows of.
+        budget_s: start no process after so many seconds; what is missing then has no row.
     """
 
     cases: tuple[str, ...] = ()
@@ -62,6 +64,8 @@ class Settings:
     torch_first: bool = False
     timeout_s: float = 420.0
     projector: str = "{}"
+    keep: bool = False
+    budget_s: float = float("inf")
 
     def __post_init__(self):
         known = (*CASES, "scaling", *SCALING)
@@ -96,17 +100,19 @@ def run_all(
     out.mkdir(parents=True, exist_ok=True)
     rows: list[dict[str, Any]] = []
     is_accelerator = False
+    end_s = time.monotonic() + settings.budget_s
     named = [n for c in settings.cases for n in (SCALING if c == "scaling" else (c,))]
     for case in dict.fromkeys(("ceilings", *(named or CASES))):
         on_accelerator, on_cpu = (CASES | SCALING)[case]
         sizes = (settings.size,) if settings.size else on_accelerator if is_accelerator else on_cpu
         for size in sizes:
-            rows += _run_one(command, case, size, out, cache_dir, settings.timeout_s)
+            if settings.keep and _path(out, case, size).exists():
+                rows += read_rows(out, case, size)
+            elif time.monotonic() < end_s:
+                rows += _run_one(command, case, size, out, cache_dir, settings.timeout_s)
             _write(out, rows)
             if case in benchmark_torch.CASES and settings.torch_modes:
-                rows += benchmark_torch.rows(
-                    case, size, settings.torch_modes, settings.timeout_s, settings.torch_first
-                )
+                rows += benchmark_torch.rows(case, size, settings, out / "rows", end_s)
             is_accelerator = is_accelerator or any(r["facts"].get("accelerator") for r in rows)
             _write(out, rows)
     return rows
@@ -132,14 +138,18 @@ def run_here(settings: Settings, out: Path, command: Sequence[str]) -> None:
     (case,) = settings.cases
     size = benchmark_sizes.find(settings.size).with_projector(json.loads(settings.projector))
     rows = [dataclasses.asdict(row) for row in _case(case, settings, command)(size, settings.size)]
-    path = out / "rows" / f"{case}.{settings.size}.json"
+    path = _path(out, case, settings.size)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(rows, indent=1))
 
 
 def read_rows(out: Path, case: str, size: str) -> list[dict[str, Any]]:
     """What `run_here` wrote."""
-    return json.loads((out / "rows" / f"{case}.{size}.json").read_text())
+    return json.loads(_path(out, case, size).read_text())
+
+
+def _path(out: Path, case: str, size: str) -> Path:
+    return out / "rows" / f"{case}.{size}.json"
 
 
 def _case(case: str, settings: Settings, command: Sequence[str]) -> Callable:

@@ -3,7 +3,7 @@
 import json
 import subprocess
 import sys
-import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,17 +18,21 @@ CASES = ("embedlink", "embedlink_ctc", "next_token", "decode", "encoder")
 
 
 def rows(
-    case: str, size_name: str, modes: Sequence[str], timeout_s: float, first: bool = False
+    case: str, size_name: str, settings: Any, folder: Path, end_s: float
 ) -> list[dict[str, Any]]:
     """Rows of one case in every mode; a mode that fails or takes too long leaves a row that says so.
 
-    With `first`, of the case's first variant only.
+    Args:
+        case: of CASES. size_name: its size.
+        settings: `benchmark.Settings`: modes, limits and what to keep.
+        folder: of measured rows, FOLDER/torch.<case>.<size>.<number of the variant>.<mode>.json.
+        end_s: no process starts after this monotonic time; what is missing then has no row.
     """
     size = benchmark_sizes.find(size_name)
     found = []
-    variants = list(_variants(case, size).items())
-    for variant, arguments in variants[:1] if first else variants:
-        for mode in modes:
+    variants = list(enumerate(_variants(case, size).items()))
+    for number, (variant, arguments) in variants[:1] if settings.torch_first else variants:
+        for mode in settings.torch_modes:
             if mode == "cuda-graph" and case in ("decode", "encoder"):
                 continue  # 'reduce-overhead' is CUDA graphs there
             row = {
@@ -37,8 +41,12 @@ def rows(
                 "variant": variant,
                 "framework": f"torch {mode}",
             }
+            path = folder / f"torch.{case}.{size_name}.{number}.{mode}.json"
             line = [f"--case={case}", f"--mode={mode}", f"--size={size_name}", *arguments]
-            found.append(row | _run(line, timeout_s))
+            if settings.keep and path.exists():
+                found.append(row | _read(path))
+            elif time.monotonic() < end_s:
+                found.append(row | _run(line, path, settings.timeout_s))
     return found
 
 
@@ -53,16 +61,19 @@ def _variants(case: str, size: benchmark_sizes.Size) -> dict[str, list[str]]:
     return {"activations kept": [f"--rows={size.seen_rows}"]}
 
 
-def _run(line: Sequence[str], timeout_s: float) -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "row.json"
-        command = [sys.executable, "-m", MODULE, *line, f"--json={path}"]
-        try:
-            subprocess.run(command, check=True, timeout=timeout_s, stdout=subprocess.DEVNULL)
-        except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            logging.error("%s", error)
-            return {"error": type(error).__name__, "facts": {}}
-        measured = json.loads(path.read_text())
+def _run(line: Sequence[str], path: Path, timeout_s: float) -> dict[str, Any]:
+    command = [sys.executable, "-m", MODULE, *line, f"--json={path}"]
+    path.unlink(missing_ok=True)
+    try:
+        subprocess.run(command, check=True, timeout=timeout_s, stdout=subprocess.DEVNULL)
+    except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
+        logging.error("%s", error)
+        return {"error": type(error).__name__, "facts": {}}
+    return _read(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    measured = json.loads(path.read_text())
     times = {name: measured.pop(f"{theirs}_ms") / 1e3 for name, theirs in _TIMES.items()}
     facts = {k: v for k, v in measured.items() if k in _FACTS and v is not None}
     return {

@@ -1,6 +1,8 @@
 """The timing module's rows, at a test's size."""
 
 import argparse
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -28,6 +30,7 @@ def arguments(case, **values):
         "remat": False,
         "repeats": 3,
         "budget_s": 0.0,
+        "gate": "",
     }
     return argparse.Namespace(case=case, **default | values)
 
@@ -63,3 +66,17 @@ def test_the_encoder_reads_the_spectrogram_of_transformers():
         encoder.log_mel(torch.from_numpy(waveform)), wanted, atol=1e-4, rtol=0
     )
     assert encoder(torch.from_numpy(waveform)).shape == (2, 50, SIZE.features_dim)
+
+
+def test_measures_only_once_its_gate_opens(tmp_path):
+    gate, calls = tmp_path / "gate", []
+    gated = arguments("embedlink", gate=str(gate))
+    worker = threading.Thread(target=timing.measure, args=(lambda: calls.append(1), gated))
+    worker.start()
+    while not (tmp_path / "gate.ready").exists():
+        time.sleep(0.01)
+    time.sleep(0.1)
+    assert len(calls) == 3  # compiled and warm, nothing measured
+    gate.touch()
+    worker.join()
+    assert len(calls) == 6

@@ -78,6 +78,12 @@ def _arguments() -> argparse.Namespace:
         "--budget_s", type=float, default=4.0, help="no new measurement after so long"
     )
     parser.add_argument("--json", default="", help="also write the result to this file")
+    parser.add_argument(
+        "--gate",
+        default="",
+        help="measure once this file exists; FILE.ready says that all is compiled, so that many processes "
+        "compile side by side and measure one at a time",
+    )
     return parser.parse_args()
 
 
@@ -195,6 +201,8 @@ def measure(
     for _ in range(2):  # CUDA graphs are recorded in the second and third call
         call()
     _wait(arguments.device)
+    if arguments.gate:
+        _wait_at(Path(arguments.gate))
     times: list[float] = []
     began_s = time.perf_counter()
     while len(times) < 3 or (
@@ -259,6 +267,12 @@ def _defaults(family: str, name: str) -> dict[str, Any]:
 def _wait(device: str) -> None:
     if device.startswith("cuda"):
         torch.cuda.synchronize()
+
+
+def _wait_at(gate: Path) -> None:
+    gate.with_name(gate.name + ".ready").touch()
+    while not gate.exists():
+        time.sleep(0.05)
 
 
 def _peak_memory() -> dict[str, float | None]:
