@@ -35,9 +35,7 @@ TORCH_FIRST = flags.DEFINE_bool(
 )
 TIMEOUT_S = flags.DEFINE_float("timeout_s", 420.0, "Limit of each process.")
 BUDGET_S = flags.DEFINE_float("budget_s", float("inf"), "Start no process after so many seconds.")
-KEEP = flags.DEFINE_bool(
-    "keep", False, "Do not run again what OUT/rows holds: go on where a run stopped."
-)
+KEEP = flags.DEFINE_bool("keep", False, "Do not run again what OUT/rows holds.")
 PROJECTOR = flags.DEFINE_string(
     "projector", "{}", 'BridgeFormer keys to replace, e.g. {"attention": "xla"}.'
 )
@@ -63,9 +61,7 @@ def main(argv):
     )
     out = Path(OUT.value)
     command = [
-        "-m",
-        "experiments.benchmark",
-        "--here",
+        *("-m", "experiments.benchmark", "--here"),
         "--cases={case}",
         "--size={size}",
         "--out={out}",
