@@ -24,6 +24,19 @@ def test_gate_stands_before_up_and_the_rest_stays():
     np.testing.assert_array_equal(layers["norm"]["scale"], np.ones((2, 4)))
 
 
+def test_what_joining_takes_beside_the_result_is_a_layer_of_a_part():
+    assert joined.part_bytes(_tree()) == 5 * 4 * 4  # of 'up'; 'down' is joined with nothing
+    assert joined.part_bytes(_tree(jnp.bfloat16)) == 0
+
+
+def test_biases_are_joined_too():
+    tree = _tree()
+    tree["layers"]["mlp"]["gate"]["bias"] = np.zeros((2, 3), np.float32)
+    tree["layers"]["mlp"]["up"]["bias"] = np.ones((2, 5), np.float32)
+    bias = np.asarray(joined.join(tree)["layers"]["mlp"]["gate_up"]["bias"])
+    np.testing.assert_array_equal(bias, [[0, 0, 0, 1, 1, 1, 1, 1]] * 2)
+
+
 def test_a_bias_of_one_part_keeps_them_apart():
     tree = _tree()
     tree["layers"]["mlp"]["up"]["bias"] = np.ones((2, 5), np.float32)

@@ -5,7 +5,9 @@ every token waits for a copy of these matrices, 1.3 GB of Llama-3.2-1B's 2.5 (co
 Joined before, they are read once, by one product instead of two or three.
 """
 
-from collections.abc import Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -17,6 +19,7 @@ from tiny_align_jax.quantize.grouped import Grouped
 from tiny_align_jax.types import PyTree
 
 # Parts in the order in which the modules of `llms` split the joined one.
+_ARRAYS = (np.ndarray, jax.Array, jax.ShapeDtypeStruct)
 _GROUPS = {"qkv": ("q", "k", "v"), "gate_up": ("gate", "up")}
 
 
@@ -41,27 +44,71 @@ def place_quantised(value: Any) -> Any:
 def join(params: PyTree) -> PyTree:
     """An LLM's parameters on the device, with joined matrices and biases.
 
-    Quantised matrices and those with adapters stay apart. One group's parts are held twice at a time.
+    Quantised matrices and those with adapters stay apart. Beside the result, the device holds one layer's
+    part at a time (`part_bytes`).
     """
+    return _walk(params, _joined, jax.device_put)
+
+
+def shapes_for_decoding(params: PyTree) -> PyTree:
+    """Shapes of what `for_decoding` makes of such shapes where it joins."""
+
+    def joined_shape(parts: list[Any]) -> jax.ShapeDtypeStruct:
+        num_layers, _, *rest = parts[0].shape
+        rows = sum(part.shape[1] for part in parts)
+        return jax.ShapeDtypeStruct((num_layers, rows, *rest), parts[0].dtype)
+
+    return _walk(grouped.words(params), joined_shape, lambda leaf: leaf)
+
+
+def _walk(
+    params: PyTree, joined: Callable[[list[Any]], Any], place: Callable[[Any], Any]
+) -> PyTree:
     if not isinstance(params, Mapping):
-        return jax.device_put(params)
+        return place(params)
     whole = dict(params)
     for name, parts in _GROUPS.items():
         if all(part in whole for part in parts) and _plain([whole[part] for part in parts]):
             found = [whole.pop(part) for part in parts]
-            # Weights are [layers, out, in], biases [layers, out].
-            axes = {"weight": -2, "bias": -1}
-            whole[name] = {
-                key: jnp.concatenate([jnp.asarray(part[key]) for part in found], axis=axes[key])
-                for key in found[0]
-            }
-    return {key: value if key in _GROUPS else join(value) for key, value in whole.items()}
+            whole[name] = {key: joined([part[key] for part in found]) for key in found[0]}
+    return {k: v if k in _GROUPS else _walk(v, joined, place) for k, v in whole.items()}
+
+
+def part_bytes(params: PyTree) -> int:
+    """Bytes of the largest layer of a matrix (or its shape) that `join` would join; 0 if there is none."""
+    if not isinstance(params, Mapping):
+        return 0
+    sizes = [part_bytes(value) for value in params.values()]
+    for parts in _GROUPS.values():
+        if all(part in params for part in parts) and _plain([params[part] for part in parts]):
+            leaves = [params[part]["weight"] for part in parts]
+            sizes += [math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in leaves]
+    return max(sizes, default=0)
+
+
+def _joined(parts: list[Any]) -> jax.Array:
+    """Weights [layers, out, in], or biases [layers, out], one behind the other, filled in layer by layer."""
+    num_layers, _, *rest = parts[0].shape
+    whole = jnp.zeros((num_layers, sum(part.shape[1] for part in parts), *rest), parts[0].dtype)
+    for layer in range(num_layers):
+        row = 0
+        for part in parts:
+            whole = _put(whole, part[layer], layer, row)
+            row += part.shape[1]
+        jax.block_until_ready(whole)  # else the device holds all layers that are on their way
+    return whole
+
+
+@functools.partial(jax.jit, donate_argnums=0)
+def _put(whole: jax.Array, part: jax.Array, layer: int, row: int) -> jax.Array:
+    start = (layer, row) + (0,) * (part.ndim - 1)
+    return jax.lax.dynamic_update_slice(whole, part[None], start)
 
 
 def _plain(parts: list[Any]) -> bool:
     """Whether all are arrays, with the same names and dtypes."""
     leaves = [part.get(key) for part in parts for key in parts[0]]
-    if not all(isinstance(leaf, np.ndarray | jax.Array) for leaf in leaves):
+    if not all(isinstance(leaf, _ARRAYS) for leaf in leaves):
         return False
     kinds = [{key: part[key].dtype for key in part} for part in parts]
     return all(kind == kinds[0] for kind in kinds)

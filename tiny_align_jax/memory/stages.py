@@ -14,10 +14,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tiny_align_jax import decode_loop
+from tiny_align_jax import decode_loop, joined
 from tiny_align_jax.features import cache, pipeline, writer
 from tiny_align_jax.memory.budget import Config, Part, Stage
 from tiny_align_jax.memory.shapes import Shapes, shape
+from tiny_align_jax.quantize.grouped import Grouped
 from tiny_align_jax.train import setup, step
 from tiny_align_jax.types import PyTree
 
@@ -141,7 +142,10 @@ def generation(shapes: Shapes, device: Config, name: str = "generation") -> Stag
     """Recordings heard and answered: encoder, projector, LLM and KV cache in one process."""
     work, compiler = shapes.work, Compiler(device)
     dtype = compiler.dtype(shapes.llm.dtype)
-    model, params = shapes.language_model(dtype), shapes.llm.params("llms", dtype)
+    model, params = (
+        shapes.language_model(dtype),
+        _for_decoding(shapes.llm.params("llms", dtype), device),
+    )
     prompt, answers = shapes.prompt(dtype), shapes.answers(dtype)
     read = compiler(decode_loop.read_tail, model, shapes.sampling, params, *prompt)
     run = compiler(
@@ -152,7 +156,7 @@ def generation(shapes: Shapes, device: Config, name: str = "generation") -> Stag
     table, state = tree_bytes(shapes.table), shapes.state
     parts = (
         *process(device, shapes.llm.config.vocab_size),
-        *weights("LLM", shapes.llm_params, device),
+        *_answering_weights(shapes.llm_params, device),
         *weights("encoder", shapes.encoder_params, device),
         Part("projector and objective", tree_bytes((state.trainable, state.fixed))),
         Part("table rows", table),
@@ -194,6 +198,28 @@ def weights(name: str, params: PyTree, device: Config, moment: str = "") -> list
         Part(name, size, 0, moment),
         Part(f"{name}, as read", 0, 0 if device.on_cpu else size, f"load {name}"),
     ]
+
+
+def _for_decoding(params: PyTree, device: Config) -> PyTree:
+    return params if device.on_cpu else joined.shapes_for_decoding(params)
+
+
+def _answering_weights(params: PyTree, device: Config) -> list[Part]:
+    """The LLM of an `aligner`: an accelerator gets quantised matrices one by one, floats when all are read.
+
+    While these are joined (`joined.join`), it holds a layer of one matrix twice.
+    """
+    parts = [Part("LLM", tree_bytes(params))]
+    if device.on_cpu:
+        return parts
+    leaves = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, Grouped))
+    is_held = [isinstance(leaf, Grouped) for leaf in leaves]
+    floats = sum(tree_bytes(leaf) for leaf, held in zip(leaves, is_held, strict=True) if not held)
+    largest = max(
+        (tree_bytes(leaf) for leaf, held in zip(leaves, is_held, strict=True) if held), default=0
+    )
+    twice = joined.part_bytes(params)
+    return [*parts, Part("LLM, as read", twice, floats + largest, "load LLM")]
 
 
 def _corpus(shapes: Shapes, batch: int) -> tuple[list[Part], Callable, tuple, dict[str, int]]:
