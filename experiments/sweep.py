@@ -18,7 +18,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags, logging
@@ -71,7 +71,18 @@ def main(argv):
             print(f"{p.index:4d}  {p.name}  [{state}]")
         return
     if _JOBS.value > 1:
-        sys.exit(_supervise(len(points)))
+        code = _supervise(len(points), _POINT.value or [])
+        lacking = [
+            str(p.index)
+            for p in points
+            if sweep_run.lacked_memory(sweep_run.read_status(workdir / p.name))
+        ]
+        if lacking:
+            logging.warning(
+                "%d points lacked memory beside others; one at a time now", len(lacking)
+            )
+            code = _supervise(1, lacking)
+        sys.exit(code)
     # Programs outlive the process: the next sweep over the same shapes starts at once.
     jax.config.update("jax_compilation_cache_dir", f"{_main.CACHE_DIR.value}/programs")
     settings = sweep_run.Settings(
@@ -120,9 +131,9 @@ def _environments(count: int, given: Mapping[str, str]) -> list[dict[str, str]]:
     return [{**shared, "CUDA_VISIBLE_DEVICES": gpus[k % len(gpus)]} for k in range(count)]
 
 
-def _supervise(num_points: int) -> int:
+def _supervise(num_points: int, chosen: Sequence[str]) -> int:
     """Processes that share the points; one that dies is started again and skips what is done."""
-    chosen = [f"--point={','.join(_POINT.value)}"] if _POINT.value else []
+    chosen = [f"--point={','.join(chosen)}"] if chosen else []
     command = shlex.split(_command(*chosen, f"--invocation={time.time()}"))
     environments = _environments(min(_JOBS.value, num_points), os.environ)
     running = [(subprocess.Popen(command, env=env), env) for env in environments]

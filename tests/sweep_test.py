@@ -327,7 +327,11 @@ def test_a_dead_process_counts_as_a_crash(config, world, tmp_path, monkeypatch):
     monkeypatch.setattr(run, "train", lambda *a, **k: pytest.fail("it would die again"))
     runner = sweep_run.Runner(tmp_path, "", sweep_run.Settings(invocation="x"))
     runner._write(points[0], {"status": "running", "attempts": 2})
-    assert "died 2 time(s)" in runner.run(points)["seed=0"]["error"]
+    status = runner.run(points)["seed=0"]
+    assert "died 2 time(s)" in status["error"]
+    assert sweep_run.lacked_memory(status)
+    assert not sweep_run.lacked_memory(status | {"error": "ValueError: shapes"})
+    assert not sweep_run.lacked_memory({"status": sweep_run.NOT_STARTED})
 
 
 def test_settings_are_checked_together():

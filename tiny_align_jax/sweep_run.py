@@ -34,6 +34,7 @@ _LOCKS = "locks"
 FINISHED, FAILED, IMPOSSIBLE, RUNNING = "finished", "failed", "impossible", "running"
 INTERRUPTED, NOT_STARTED = "interrupted", "not started"
 SCORES = ("none", "heard", "answer")
+_NO_MEMORY = ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY", "Out of memory", "(memory?)")
 _TRAINED_FILES = (
     checkpoint.PROJECTOR_WEIGHTS,
     checkpoint.PROJECTOR_CARD,
@@ -337,6 +338,12 @@ def is_done(status: Mapping[str, Any], settings: Settings) -> bool:
     """Whether a point is finished, its scoring included."""
     scored = settings.score == "none" or settings.scoring in status.get("scored", {})
     return status["status"] == FINISHED and scored
+
+
+def lacked_memory(status: Mapping[str, Any]) -> bool:
+    """Whether a point failed for want of memory, which it may find once no other process holds it."""
+    error = status.get("error", "")
+    return status["status"] == FAILED and any(words in error for words in _NO_MEMORY)
 
 
 def refuse_other_configs(points: Sequence[sweep.Point], workdir: Path) -> None:
