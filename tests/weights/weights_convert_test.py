@@ -164,3 +164,22 @@ def test_the_largest_tensor_is_read_first():
     sizes = [source.arrays[name].size for name in source.order]
     assert sizes == sorted(sizes, reverse=True)
     assert "rotary.inv_freq" not in source.order
+
+
+def test_a_cpu_takes_what_was_read_over_without_a_copy():
+    tree = convert(_Source(_arrays()), _MAP, _targets(), jnp.float32)
+    for leaf in jax.tree.leaves(tree):
+        held = jax.device_put(leaf, jax.local_devices(backend="cpu")[0])
+        assert held.unsafe_buffer_pointer() == leaf.ctypes.data
+
+
+def test_a_target_is_placed_as_soon_as_it_is_filled():
+    source, placed = _Source(_arrays()), []
+
+    def place(value):
+        placed.append(len(source.order))
+        return ("there", value.shape)
+
+    tree = convert(source, _MAP, _targets(), place=place)
+    assert tree["steps"] == ("there", (2,))
+    assert placed == sorted(placed) and placed[0] < placed[-1] == len(source.order)

@@ -13,7 +13,7 @@ from absl import logging
 from tiny_align_jax.quantize import config as quantize_config
 from tiny_align_jax.quantize import gguf_blocks, grouped, layout, pack
 from tiny_align_jax.types import ConfigError, PyTree, Rule, WeightsError
-from tiny_align_jax.weights.convert import MakeStore, Store
+from tiny_align_jax.weights.convert import MakeStore, Store, empty
 from tiny_align_jax.weights.folder import ModelFolder
 from tiny_align_jax.weights.gguf import GGUFSource
 from tiny_align_jax.weights.safetensors import named_leaves
@@ -156,7 +156,7 @@ class _GroupedStore:
         allocate: bool,
     ):
         self._layout, self._is_native = chosen, is_native
-        make: Any = np.empty if allocate else jax.ShapeDtypeStruct
+        make: Any = empty if allocate else jax.ShapeDtypeStruct
         self._leaves = {name: make(s, kind) for name, (s, kind) in chosen.leaves(shape).items()}
         self.value = grouped.from_leaves(self._leaves, chosen, dtype)
 
