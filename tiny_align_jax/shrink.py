@@ -75,10 +75,8 @@ def choose(
     if config.is_whole:
         return shrunk.Choice()
     words = tokenizer.load(folder.path)
-    ids = layers = None
-    if config.vocabulary:
-        wanted = [*texts, *_lines(config.vocabulary)]
-        ids = shrunk_tokenizer.closure(folder.path, ids_of(wanted, prompt, words))
+    ids = kept_ids(config, folder, texts, prompt, words) if config.vocabulary else None
+    layers = None
     if config.drop_layers:
         layers = _layers(config.drop_layers, layer_scores(folder, texts, prompt, words, held))
     choice = shrunk.Choice(ids, layers)
@@ -87,6 +85,18 @@ def choose(
         "of %s stay %s of %d tokens, layers %s", folder.name, kept, len(words), layers or "all"
     )
     return choice
+
+
+def kept_ids(
+    config: Config,
+    folder: ModelFolder,
+    texts: Sequence[str],
+    prompt: prompts.Config,
+    words: tokenizer.Tokenizer,
+) -> tuple[int, ...]:
+    """Tokens that stay of a vocabulary that is made smaller; arguments and errors as `choose`."""
+    wanted = [*texts, *_lines(config.vocabulary)]
+    return shrunk_tokenizer.closure(folder.path, ids_of(wanted, prompt, words))
 
 
 def ids_of(texts: Sequence[str], prompt: prompts.Config, words: tokenizer.Tokenizer) -> set[int]:

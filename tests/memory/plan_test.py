@@ -15,6 +15,7 @@ from tiny_align_jax.memory import plan, stages
 from tiny_align_jax.memory.budget import Config, Part, Stage
 from tiny_align_jax.memory.kinds import STAGES, with_work
 from tiny_align_jax.quantize import config as quantize
+from tiny_align_jax.train import setup
 from tiny_align_jax.types import BudgetError, ConfigError
 from tiny_align_jax.weights import assets, loading
 
@@ -191,3 +192,34 @@ def test_planning_for_a_gpu_without_one_compiles_in_float32(config_and_cache):
     assert stages.Compiler(there.device).dtype("bfloat16") == "float32"
     assert plan.make(config, cache_dir, CPU).shapes.train.compute_dtype == "bfloat16"
     assert dataclasses.replace(there, device=CPU).assumptions()
+
+
+def test_a_smaller_llm_is_planned_as_it_will_be(config_and_cache):
+    config, cache_dir = config_and_cache
+    shrunk = {"vocabulary": "train", "drop_layers": 1}
+    config = {**config, "llm": {**config["llm"], "shrink": shrunk}}
+    assumed = plan.make(config, cache_dir, CPU)
+    read = plan.read_corpus(assumed, cache_dir)
+    folder, choice = setup.resolve_llm(config, cache_dir, setup.read_split(config))
+    assert stages.tree_bytes(read.shapes.llm_params) == stages.tree_bytes(
+        loading.held_shapes(folder, "llms", read.shapes.llm.dtype)
+    )
+    assert read.shapes.llm.config == loading.llm_config(folder)[1]
+    assert read.shapes.scored_llm.config.num_layers == read.shapes.llm.config.num_layers + 1
+    again = plan.make(config, cache_dir, CPU, stays=choice)
+    assert again.shapes.llm == read.shapes.llm and again.shapes.scored_llm is None
+    config["llm"]["shrink"] = {"drop_layers": 99}
+    with pytest.raises(ConfigError, match=r"drop_layers=99; the LLM has \d+"):
+        plan.make(config, cache_dir, CPU)
+
+
+def test_a_gpu_is_sent_quantised_matrices_one_by_one_and_floats_at_once(config_and_cache):
+    config, cache_dir = config_and_cache
+    read = {}
+    for weights in ("float", "int8"):
+        llm = {**config["llm"], "quantize": {"weights": weights}}
+        params = plan.make({**config, "llm": llm}, cache_dir, CPU).shapes.llm_params
+        _, read[weights] = stages._answering_weights(params, Config(platform="gpu"))
+        assert len(stages._answering_weights(params, CPU)) == 1
+    assert read["float"].device_bytes > read["int8"].device_bytes == 0
+    assert 4 * read["int8"].host_bytes < read["float"].host_bytes

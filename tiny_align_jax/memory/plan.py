@@ -13,7 +13,7 @@ from typing import Any
 import jax.numpy as jnp
 from absl import logging
 
-from tiny_align_jax import aligner, published, registry
+from tiny_align_jax import aligner, published, registry, shrink
 from tiny_align_jax.data import prompts, tokenizer, vocabulary
 from tiny_align_jax.memory import budget, search, stages
 from tiny_align_jax.memory.budget import Config, Stage
@@ -22,11 +22,13 @@ from tiny_align_jax.memory.shapes import Model, Shapes, Work
 from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.train import setup, through_llm
 from tiny_align_jax.types import SAMPLE_RATE_HZ, ConfigError
-from tiny_align_jax.weights import assets, loading
+from tiny_align_jax.weights import assets, loading, shrunk
 
 # What is assumed of a corpus that is not read: as many utterances as speechocean762 trains on, half a
 # window long on average, and some more rows than its 2,400 sentences use.
 ASSUMED_UTTERANCES, ASSUMED_ROWS = 2500, 4096
+# What stays of a vocabulary that is made smaller: those sentences and the prompt need 4,396 of SmolLM2's tokens.
+ASSUMED_TOKENS = 6000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +99,19 @@ class Plan:
         return stage.needed(self.device).num_bytes
 
 
-def make(config: Mapping[str, Any], cache_dir: str, device: Config | None = None) -> Plan:
+def make(
+    config: Mapping[str, Any],
+    cache_dir: str,
+    device: Config | None = None,
+    stays: shrunk.Choice | None = None,
+) -> Plan:
     """The plan of a config; reads no corpus.
 
     Args:
         config: resolved sections, as plain mappings.
         cache_dir: where models may lie.
         device: default: the config's own section.
+        stays: what a finished run kept of its LLM; default: as much as the config's `llm.shrink` leaves.
 
     Raises:
         ConfigError: a model whose shape cannot be found.
@@ -111,7 +119,13 @@ def make(config: Mapping[str, Any], cache_dir: str, device: Config | None = None
     if device is None:
         device = _device_of(config)
     encoder = find_model("encoders", config["encoder"], cache_dir)
-    llm = find_model("llms", config["llm"], cache_dir)
+    how = registry.make_config(shrink, config["llm"].get("shrink", {}))
+    num_tokens, dropped = ASSUMED_TOKENS if how.vocabulary else None, how.drop_layers
+    whole = find_model("llms", config["llm"], cache_dir)
+    if stays is not None:
+        num_tokens = None if stays.ids is None else len(stays.ids)
+        dropped = whole.config.num_layers - len(stays.layers) if stays.layers else 0
+    llm = _smaller(whole, config["llm"], cache_dir, num_tokens, dropped)
     if stages.Compiler(device).stands_in:
         config = {**config, "train": {**config["train"], "compute_dtype": "float32"}}
     samples = round(config["encoder"]["window_s"] * SAMPLE_RATE_HZ)
@@ -120,7 +134,8 @@ def make(config: Mapping[str, Any], cache_dir: str, device: Config | None = None
     if config["vocabulary"]["kind"] != "full":
         rows = min(rows, ASSUMED_ROWS)
     work = Work(ASSUMED_UTTERANCES, frames, -(-frames // 2), rows)
-    return Plan(Shapes(config, encoder, llm, work), device)
+    scored = whole if stays is None and dropped else None
+    return Plan(Shapes(config, encoder, llm, work, scored), device)
 
 
 def read_corpus(plan: Plan, cache_dir: str) -> Plan:
@@ -133,20 +148,25 @@ def read_corpus(plan: Plan, cache_dir: str) -> Plan:
     """
     config = plan.shapes.config
     split = setup.read_split(config)
-    words = tokenizer.load(assets.resolve(config["llm"]["asset"], cache_dir).path)
+    folder, texts = assets.resolve(config["llm"]["asset"], cache_dir), [u.text for u in split.train]
+    words, how = tokenizer.load(folder.path), registry.make_config(prompts, config["prompt"])
+    smaller, llm = registry.make_config(shrink, config["llm"].get("shrink", {})), plan.shapes.llm
+    if smaller.vocabulary:
+        num_tokens = len(shrink.kept_ids(smaller, folder, texts, how, words))
+        llm = _smaller(llm, config["llm"], cache_dir, num_tokens, smaller.drop_layers)
     module, _ = registry.from_section("objectives", config["objective"])
     section = config["vocabulary"]
     rows = vocabulary.build(
         section["kind"],
-        [u.text for u in split.train],
+        texts,
         words.token_strings(),
         words.eos_id,
         through_llm.vocabulary_tokenizer(module, section["kind"], words),
         section["min_count"],
     )
-    prompt = prompts.build(registry.make_config(prompts, config["prompt"]), words)
+    prompt = prompts.build(how, words)
     shapes = with_work(
-        plan.shapes,
+        dataclasses.replace(plan.shapes, llm=llm),
         num_utterances=len(split.train),
         num_rows=len(rows),
         validates=bool(split.validation),
@@ -169,16 +189,43 @@ def find_model(kind: str, section: Mapping[str, Any], cache_dir: str) -> Model:
     """
     name, held = section["asset"], registry.make_config(quantize, section.get("quantize", {}))
     here = assets.local_config(name, cache_dir)
-    hf = here or published.find(kind, name)
+    hf = _find_config(kind, name, cache_dir)
+    family = loading.find_family(kind, hf)
+    folder = assets.resolve(name, cache_dir) if here and held.weights == quantize.GGUF else None
+    return Model(family, family.config_from_hf(hf), jnp.dtype(section["dtype"]), held, folder)
+
+
+def _find_config(kind: str, name: str, cache_dir: str) -> Mapping[str, Any]:
+    hf = assets.local_config(name, cache_dir) or published.find(kind, name)
     if hf is None:
         known = ", ".join(published.ENCODERS if kind == "encoders" else published.LLMS)
         raise ConfigError(
             f"no shape of {name!r}: no folder of that name with a config.json, none in {cache_dir} "
             f"(python -m experiments.fetch_assets --assets={name}), and none of the published: {known}"
         )
-    family = loading.find_family(kind, hf)
-    folder = assets.resolve(name, cache_dir) if here and held.weights == quantize.GGUF else None
-    return Model(family, family.config_from_hf(hf), jnp.dtype(section["dtype"]), held, folder)
+    return hf
+
+
+def _smaller(
+    whole: Model, section: Mapping[str, Any], cache_dir: str, num_tokens: int | None, dropped: int
+) -> Model:
+    """The LLM of a section with so many tokens (None: all) and without so many layers.
+
+    Raises:
+        ConfigError: no layer would stay.
+    """
+    hf = dict(_find_config("llms", section["asset"], cache_dir))
+    num_layers = hf["num_hidden_layers"] - dropped
+    if num_layers < 1:
+        raise ConfigError(
+            f"llm.shrink.drop_layers={dropped}; the LLM has {hf['num_hidden_layers']}, one must stay"
+        )
+    if dropped:
+        hf |= {"num_hidden_layers": num_layers}
+        hf |= {key: hf[key][:num_layers] for key in ("layer_types",) if hf.get(key)}
+    if num_tokens is not None:
+        hf["vocab_size"] = min(num_tokens, hf["vocab_size"])
+    return dataclasses.replace(whole, config=whole.family.config_from_hf(hf))
 
 
 def require_fits(config: Mapping[str, Any], cache_dir: str, names: Sequence[str]) -> None:
@@ -226,7 +273,8 @@ def require_workdir_fits(
     if personalize:
         sections["personalize"] = personalize
     base = {"vocabulary": {"kind": "seen"}, "train": {}, "optimizer": {}, "augment": {}}
-    plan = make({**base, **config, **sections}, cache_dir, chosen)
+    stays = shrunk.Choice.from_json(card["llm"].get("shrunk", {}))
+    plan = make({**base, **config, **sections}, cache_dir, chosen, stays)
     rows = card["vocabulary"]["num_rows"]
     plan = dataclasses.replace(plan, shapes=with_work(plan.shapes, num_rows=rows, **work))
     _require(plan, names)

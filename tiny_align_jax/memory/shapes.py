@@ -45,7 +45,7 @@ class Model:
         """Shapes of its parameters as they are held; `kind` is 'encoders' or 'llms'."""
         dtype = self.dtype if dtype is None else dtype
         if self.folder is not None:
-            return loading.held_shapes(self.folder, kind, dtype, self.held)
+            return _cut(loading.held_shapes(self.folder, kind, dtype, self.held), self.config)
         return loading.held_shapes_of(kind, self.family, self.config, dtype, self.held)
 
 
@@ -93,12 +93,14 @@ class Shapes:
         encoder: the frozen encoder.
         llm: the frozen LLM.
         work: sizes of data and prompts.
+        scored_llm: the whole LLM where a run drops layers of it: it is loaded to choose them.
     """
 
     config: Mapping[str, Any]
     encoder: Model
     llm: Model
     work: Work
+    scored_llm: Model | None = None
 
     # ---- frozen models --------------------------------------------------------------------------
 
@@ -249,6 +251,19 @@ class Shapes:
         model = self.language_model(dtype)
         read = functools.partial(decode_loop.read_tail, model, self.sampling)
         return jax.eval_shape(read, self.llm.params("llms", dtype), *self.prompt(dtype))
+
+
+def _cut(params: PyTree, config: Any) -> PyTree:
+    """Shapes of a whole LLM's parameters without the layers and rows that its smaller `config` lacks."""
+    if not hasattr(config, "vocab_size"):
+        return params
+    counts = {"layers": config.num_layers, "embedder": config.vocab_size, "head": config.vocab_size}
+
+    def cut(path: Any, leaf: Any) -> Any:
+        count = counts.get(path[0].key)
+        return shape((leaf.shape[0] if count is None else count, *leaf.shape[1:]), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(cut, params)
 
 
 def shape(dims: tuple[int, ...], dtype: Any) -> Any:

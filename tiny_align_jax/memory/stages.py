@@ -117,6 +117,10 @@ def training(shapes: Shapes, device: Config) -> Stage:
         # The validation hands the table over anew with every batch.
         parts.append(Part("table rows, again", table, 0, "validate"))
         parts.append(hearing(shapes, device, VALIDATION_BATCH, "validate"))
+    if shapes.scored_llm is not None:
+        size = tree_bytes(shapes.scored_llm.params("llms", jnp.float32))
+        host = 0 if device.on_cpu else size
+        parts.append(Part("the whole LLM", size, host, "choose layers to drop"))
     parts = [part for part in parts if part.device_bytes or part.host_bytes]
     setting = f"{work.num_utterances} utterances, batch {batch}, {shapes.bucket_frames} frames"
     return Stage("training", setting, tuple(parts))
