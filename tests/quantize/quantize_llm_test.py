@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.weights import writers
-from tiny_align_jax import decode, registry, testing
+from tiny_align_jax import decode, joined, registry, testing
 from tiny_align_jax.quantize.config import Config
 from tiny_align_jax.quantize.grouped import Grouped, from_leaves
 from tiny_align_jax.quantize.layout import layout_of
@@ -84,6 +84,23 @@ def test_a_quantised_model_computes_with_its_dequantised_matrices(folder, name):
     want = run(model, dequantised(loaded.params), ids)
     got = run(model, loaded.params, ids)
     np.testing.assert_allclose(got, want, atol=2e-4 * np.abs(want).max())
+
+
+def test_a_gpu_holds_the_same_model_with_its_codes_in_words(folder, monkeypatch):
+    want = loading.load_llm(folder, jnp.float32, _HELD["gguf"])
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    loaded = loading.load_llm(folder, jnp.float32, _HELD["gguf"], joined.place_quantised)
+    held = joined.for_decoding(loaded.params)
+    matrices = [n for n in jax.tree.leaves(held, is_leaf=is_quantised) if is_quantised(n)]
+    assert len(matrices) == 8 and all(m.codes.dtype == jnp.uint32 for m in matrices)
+    of = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)  # noqa: E731
+    assert of(held) == of(
+        joined.shapes_for_decoding(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, want.params)))
+    )
+    model = decode.LanguageModel(loaded.module, loaded.config)
+    ids = jnp.arange(12).reshape(2, 6)
+    logits = run(model, want.params, ids)
+    np.testing.assert_allclose(run(model, held, ids), logits, atol=1e-5 * np.abs(logits).max())
 
 
 @pytest.mark.parametrize("name", _HELD)
