@@ -13,6 +13,7 @@ An axis is a generator `sweep_NAME()` of the config file. Points are scored on v
 """
 
 import importlib.util
+import math
 import os
 import shlex
 import subprocess
@@ -122,10 +123,15 @@ def _command(*extra: str) -> str:
 
 
 def _environments(count: int, given: Mapping[str, str]) -> list[dict[str, str]]:
-    """One for each process; the GPUs of CUDA_VISIBLE_DEVICES are dealt out in turn."""
-    # Processes that share a GPU must not each take most of its memory at the start.
-    shared = {**given, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    """One for each process; the GPUs of CUDA_VISIBLE_DEVICES are dealt out in turn.
+
+    An allocator keeps what it once took, so each gets a share of its GPU: else those that start later find no
+    room for their programs. A tenth is left for these.
+    """
     gpus = [gpu for gpu in given.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
+    share = 0.9 / math.ceil(count / max(len(gpus), 1))
+    shared = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.3f}", **given}
+    shared["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if not gpus:
         return [shared] * count
     return [{**shared, "CUDA_VISIBLE_DEVICES": gpus[k % len(gpus)]} for k in range(count)]

@@ -378,9 +378,14 @@ def test_every_ablation_expands_to_points_that_can_run(name):
 def test_processes_are_dealt_out_to_the_visible_gpus():
     # In a process of its own: the experiment's flags would stay defined in this one.
     code = (
+        "import json\n"
         "from experiments import sweep as s\n"
-        "dealt = s._environments(3, {'CUDA_VISIBLE_DEVICES': '2,5'})\n"
-        "print([e['CUDA_VISIBLE_DEVICES'] for e in dealt], s._environments(1, {})[0])\n"
+        "print(json.dumps([s._environments(3, {'CUDA_VISIBLE_DEVICES': '2,5'}), s._environments(1, {}),\n"
+        "    s._environments(4, {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.1'})]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("['2', '5', '2'] {'XLA_PYTHON_CLIENT_PREALLOCATE': 'false'}")
+    dealt, alone, given = json.loads(done.stdout)
+    assert [e["CUDA_VISIBLE_DEVICES"] for e in dealt] == ["2", "5", "2"]
+    fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
+    assert [e[fraction] for e in (dealt[0], alone[0], given[3])] == ["0.450", "0.900", "0.1"]
+    assert alone[0]["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
