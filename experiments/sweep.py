@@ -125,12 +125,13 @@ def _command(*extra: str) -> str:
 def _environments(count: int, given: Mapping[str, str]) -> list[dict[str, str]]:
     """One for each process; the GPUs of CUDA_VISIBLE_DEVICES are dealt out in turn.
 
-    An allocator keeps what it once took, so each gets a share of its GPU: else those that start later find no
-    room for their programs. A tenth is left for these.
+    An allocator keeps what it once took, so each gets a share of its GPU, or of the fraction given: else those
+    that start later find no room for their programs. A tenth is left for these.
     """
     gpus = [gpu for gpu in given.get("CUDA_VISIBLE_DEVICES", "").split(",") if gpu]
-    share = 0.9 / math.ceil(count / max(len(gpus), 1))
-    shared = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.3f}", **given}
+    fraction = float(given.get("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.9"))
+    share = fraction / math.ceil(count / max(len(gpus), 1))
+    shared = {**given, "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{share:.4f}"}
     shared["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     if not gpus:
         return [shared] * count

@@ -381,11 +381,11 @@ def test_processes_are_dealt_out_to_the_visible_gpus():
         "import json\n"
         "from experiments import sweep as s\n"
         "print(json.dumps([s._environments(3, {'CUDA_VISIBLE_DEVICES': '2,5'}), s._environments(1, {}),\n"
-        "    s._environments(4, {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.1'})]))\n"
+        "    s._environments(4, {'XLA_PYTHON_CLIENT_MEM_FRACTION': '0.8'})]))\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     dealt, alone, given = json.loads(done.stdout)
     assert [e["CUDA_VISIBLE_DEVICES"] for e in dealt] == ["2", "5", "2"]
     fraction = "XLA_PYTHON_CLIENT_MEM_FRACTION"
-    assert [e[fraction] for e in (dealt[0], alone[0], given[3])] == ["0.450", "0.900", "0.1"]
+    assert [e[fraction] for e in (dealt[0], alone[0], given[3])] == ["0.4500", "0.9000", "0.2000"]
     assert alone[0]["XLA_PYTHON_CLIENT_PREALLOCATE"] == "false"
