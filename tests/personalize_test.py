@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import jax
 import numpy as np
 import pytest
 
@@ -92,16 +93,40 @@ def test_before_and_after_are_scored_with_intervals_and_a_control(world, base, s
     assert plain["references"] == [u.text for u in trial.utterances]
 
 
-def test_without_validation_gain_the_base_is_kept(world, base, said, adapted, monkeypatch):
-    trace = personalize.fit.Trace(
-        np.array([[1.0, 1.1, 1.2]] * 2), None, {"frames:shift": np.ones((2, 3, 16))}
-    )
-    monkeypatch.setattr(personalize, "_adapt", lambda *unused: trace)
+def test_a_second_copy_learns_up_to_the_best_checkpoint_or_the_base_is_kept(
+    world, base, said, monkeypatch
+):
+    ran = []
+
+    def run(spec, params, frozen, corpus, replayed, jobs, settings):
+        ran.append((int(jobs.train_JS.sum()), int(settings.stop_step)))
+        return personalize.fit.Trace(np.array([losses]), None, {"frames:shift": np.ones((1, 16))})
+
+    monkeypatch.setattr(personalize.fit, "run", run)
+    losses = [1.0, 1.1, np.nan]
     kept = _personalize(world, base, said["s1"], _plan("speaker_vector"))
     assert kept.checkpoint == 0 and not kept.state.delta and "kept the base's weights" in str(kept)
-    trace = dataclasses.replace(trace, valid_loss_JC=np.array([[1.0, 0.9, 1.2]] * 2))
+    assert ran == [(2, 4)]  # one of three utterances held back, two checkpoints of two steps
+    losses = [1.0, 0.9, 1.2]
     better = _personalize(world, base, said["s1"], _plan("speaker_vector"))
     assert better.checkpoint == 1 and better.state.delta
+    assert ran[1:] == [(2, 4), (3, 2)]
+
+
+def test_a_second_user_compiles_nothing(world, base, said):
+    compiled = []
+
+    def listen(event, duration_secs, **unused):
+        compiled.extend([event] * (event == "/jax/core/compile/backend_compile_duration"))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    counts = []
+    for speaker, words in (("s1", ()), ("s2", ("zebra",))):  # other words, so another table
+        compiled.clear()
+        _personalize(world, base, said[speaker], _plan("speaker_vector"), words=words)
+        counts.append(len(compiled))
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert counts[0] > 0 and counts[1] == 0
 
 
 def test_users_with_few_new_words_share_programs(base):
@@ -109,7 +134,7 @@ def test_users_with_few_new_words_share_programs(base):
     spare = [i for i in range(have + 40) if i not in base.vocabulary.row_ids][:17]
     sizes = {}
     for count in (0, 1, 16, 17):
-        wide = user.fill_up(user.extend(base, np.array(spare[:count], np.int32)), count)
+        wide = user.extend_whole(base, np.array(spare[:count], np.int32))
         assert len(set(wide.vocabulary.row_ids.tolist())) == len(wide.vocabulary)
         sizes[count] = wide.frozen.table_VD.shape[0] - have
     assert sizes == {0: 16, 1: 16, 16: 16, 17: 32}

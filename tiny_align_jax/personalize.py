@@ -1,8 +1,8 @@
 """One user's voice: from a few spoken sentences to a small state that changes a base projector.
 
-The base is never touched. Two copies are adapted at once: one leaves the validation utterances out and
-tells where to stop, the other learns from all of them and is kept up to that point. Where no
-checkpoint beats the base on the validation utterances the base is kept, and the result says so. The
+The base is never touched. One copy leaves the validation utterances out and tells where to stop; then
+another learns from all of them up to that point, by the same program. Where no checkpoint
+beats the base on the validation utterances there is no second copy: the base is kept, and the result says so. The
 word prior, too, is left out if one made of the other utterances adds word errors to those held back.
 """
 
@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from tiny_align_jax import heap
 from tiny_align_jax.adapt import crew, fit, material, replay, user, word_prior
 from tiny_align_jax.adapt.recipe import Config, Recipe, make_spec
 from tiny_align_jax.adapt.state import State
@@ -100,8 +101,8 @@ def personalize(
         )
     texts = [u.text for u in recordings.used]
     extra = vocabulary.missing_ids(aligner.vocabulary, [*texts, *words])
-    own = user.extend(aligner, extra)
-    wide = user.fill_up(own, len(extra))
+    own = dataclasses.replace(aligner, vocabulary=user.extended(aligner, extra))
+    wide = user.extend_whole(aligner, extra)
     targets = [own.vocabulary.encode(text) for text in texts]
     other = replay.find(
         aligner, workdir, cache_dir, how.adapt.replay_count, how.method.needs_encoder
@@ -109,20 +110,18 @@ def personalize(
     lap("replay")
     how = _with_good_prior(own, wide, how, recordings, targets, other, words)
     bias = _row_bias(own, how, targets, other, words)
-    delta, losses, checkpoint = {}, [], 0
+    delta, losses, checkpoint = {}, (), 0
     if how.method.trains:
-        trace = _adapt(wide, how, recordings.corpus(own, targets), other, _hide(wide, bias))
-        losses = [round(float(x), 4) for x in trace.valid_loss_JC[0]] if held_back else []
-        checkpoint = int(np.argmin(losses)) if losses else how.fit.num_checkpoints
-        delta = {k: np.asarray(v[1, checkpoint]) for k, v in trace.delta.items()}
+        heap.give_back()  # what the encoder needed
+        corpus = recordings.corpus(own, targets)
+        delta, losses, checkpoint = _adapt(wide, how, corpus, other, _hide(wide, bias))
         if not checkpoint:
-            delta = {}
             logging.warning("%s: nothing beat the base on validation, so the base is kept", name)
     lap("adapted")
     about = {
         "recipe": dataclasses.asdict(how),
         "texts": [vocabulary.spoken_form(text) for text in texts],
-        "valid_losses": losses,
+        "valid_losses": list(losses),
         "checkpoint": checkpoint,
         "words": list(words),
     }
@@ -130,7 +129,7 @@ def personalize(
         name, user.fingerprint(workdir), delta, extra, bias if np.any(bias) else None, about
     )
     peak_mb = round(peak_rss_bytes() / 1e6, 1)
-    return Result(state, tuple(losses), checkpoint, recordings.skipped, seconds, peak_mb)
+    return Result(state, losses, checkpoint, recordings.skipped, seconds, peak_mb)
 
 
 def _row_bias(own: Aligner, how: Recipe, targets, other: replay.Replay, words) -> np.ndarray:
@@ -182,29 +181,47 @@ def _held_back(config: Config, count: int) -> np.ndarray:
     return np.isin(np.arange(count), order[: config.num_validation])
 
 
-def _adapt(own: Aligner, how: Recipe, corpus: fit.Corpus, other: replay.Replay, bias) -> fit.Trace:
-    """Two jobs in one run: without the validation utterances, and with them."""
-    count = len(corpus.num_frames_N)
-    valid_S = _held_back(how.adapt, count).astype(np.float32)
-    keys = jax.random.split(jax.random.key(how.adapt.seed), 1)
-    jobs = fit.Jobs(
-        rows_JS=np.tile(np.arange(count, dtype=np.int32), (2, 1)),
-        train_JS=np.stack([1 - valid_S, np.ones_like(valid_S)]),
-        valid_JS=np.stack([valid_S, valid_S]),
-        row_bias_JV=np.tile(bias, (2, 1)),
-        key_J=np.tile(jax.random.key_data(keys), (2, 1)),
-    )
+def _adapt(
+    own: Aligner, how: Recipe, corpus: fit.Corpus, other: replay.Replay, bias_V: np.ndarray
+) -> tuple[dict[str, np.ndarray], tuple[float, ...], int]:
+    """What is kept of the user, the validation losses by checkpoint, and the checkpoint (0: the base)."""
     replayed = other.corpus(corpus)
     config = dataclasses.replace(
-        how.fit,
-        replay_size=how.fit.replay_size if replayed else 0,
-        jobs_at_once=min(how.fit.jobs_at_once, 2),
-        keep_deltas=True,
-    )
-    settings = fit.Settings(
-        jnp.float32(how.adapt.learning_rate),
-        jnp.float32(how.adapt.decay),
-        jnp.float32(how.adapt.replay_weight if replayed else 0.0),
+        how.fit, replay_size=how.fit.replay_size if replayed else 0, jobs_at_once=1, readings=False
     )
     spec, params = make_spec(own, how.method, config)
-    return jax.device_get(fit.run(spec, params, own.frozen, corpus, replayed, jobs, settings))
+    # On the device once, for both runs.
+    arguments = jax.device_put((params, own.frozen, corpus, replayed))
+
+    def learn(valid_S: np.ndarray, num_checkpoints: int) -> fit.Trace:
+        settings = fit.Settings(
+            jnp.float32(how.adapt.learning_rate),
+            jnp.float32(how.adapt.decay),
+            jnp.float32(how.adapt.replay_weight if replayed else 0.0),
+            stop_step=jnp.int32(num_checkpoints * config.steps_per_checkpoint),
+        )
+        jobs = _job(how.adapt, valid_S, bias_V)
+        return jax.device_get(fit.run(spec, *arguments, jobs, settings))
+
+    valid_S = _held_back(how.adapt, len(corpus.num_frames_N))
+    losses, checkpoint = (), config.num_checkpoints
+    if valid_S.any():
+        losses_C = learn(valid_S, checkpoint).valid_loss_JC[0]
+        losses = tuple(round(float(x), 4) for x in losses_C)
+        checkpoint = int(np.argmin(np.nan_to_num(losses_C, nan=np.inf)))
+    if not checkpoint:
+        return {}, losses, checkpoint
+    whole = learn(np.zeros_like(valid_S), checkpoint)
+    return {name: array[0] for name, array in whole.delta.items()}, losses, checkpoint
+
+
+def _job(config: Config, valid_S: np.ndarray, bias_V: np.ndarray) -> fit.Jobs:
+    """A copy that learns from all of the user's utterances but the validated ones."""
+    keys = jax.random.split(jax.random.key(config.seed), 1)
+    return fit.Jobs(
+        rows_JS=np.arange(len(valid_S), dtype=np.int32)[None],
+        train_JS=(~valid_S).astype(np.float32)[None],
+        valid_JS=valid_S.astype(np.float32)[None],
+        row_bias_JV=bias_V[None],
+        key_J=np.asarray(jax.random.key_data(keys)),
+    )

@@ -38,7 +38,7 @@ def base():
     return ear, loop.init_params(run), run.frozen, corpus
 
 
-def _run(base, rows, train=HELD_BACK, valid=None, bias=None, rate=1e-2, corpus=None):
+def _run(base, rows, train=HELD_BACK, valid=None, bias=None, rate=1e-2, corpus=None, stop=16):
     ear, params, frozen, replay = base
     train = np.tile(np.array(train, np.float32), (2, 1))
     keys = jax.vmap(jax.random.key)(jnp.zeros(2, int))
@@ -49,7 +49,9 @@ def _run(base, rows, train=HELD_BACK, valid=None, bias=None, rate=1e-2, corpus=N
         row_bias_JV=np.zeros((2, tiny.NUM_ROWS), np.float32) if bias is None else bias,
         key_J=np.asarray(jax.random.key_data(keys)),
     )
-    settings = fit.Settings(jnp.float32(rate), jnp.float32(0.0), jnp.float32(0.2))
+    settings = fit.Settings(
+        jnp.float32(rate), jnp.float32(0.0), jnp.float32(0.2), stop_step=jnp.int32(stop)
+    )
     own = replay if corpus is None else corpus
     return fit.run(fit.Spec(ear, METHOD, CONFIG), params, frozen, own, replay, jobs, settings)
 
@@ -67,6 +69,13 @@ def test_the_first_checkpoint_is_the_base_and_later_ones_learn(base):
     assert set(first.values()) == {0.0}
     losses = np.asarray(trace.valid_loss_JC)
     assert (losses[:, 0] > losses[:, 1]).all() and (losses[:, 1] > losses[:, 2]).all()
+
+
+def test_a_copy_that_stops_early_is_the_longer_ones_checkpoint(base):
+    stopped, whole = _run(base, (A, B), stop=8), _run(base, (A, B))
+    for name, found in stopped.delta.items():
+        np.testing.assert_array_equal(found[:, -1], whole.delta[name][:, 1])
+        np.testing.assert_array_equal(found[:, 1], found[:, -1])
 
 
 def test_without_validation_rows_there_is_no_validation_loss(base):

@@ -96,6 +96,7 @@ class Config:
         augment: on the frames, as in training.
         jobs_at_once: jobs that share a step; more fill a large accelerator, fewer save memory.
         keep_deltas: return the delta at every checkpoint, not only the last.
+        readings: read all rows at every checkpoint.
     """
 
     steps_per_checkpoint: int = 10
@@ -105,6 +106,7 @@ class Config:
     augment: augment_lib.Config = dataclasses.field(default_factory=augment_lib.Config)
     jobs_at_once: int = 1
     keep_deltas: bool = False
+    readings: bool = True
 
     def __post_init__(self):
         low = ("steps_per_checkpoint", "num_checkpoints", "batch_size", "jobs_at_once")
@@ -145,12 +147,12 @@ class Trace:
 
     Attributes:
         valid_loss_JC: mean loss over the validation rows; NaN where a job has none.
-        readings_JCSA: table row at each audio token, NOTHING where none, int16.
+        readings_JCSA: table row at each audio token, NOTHING where none, int16; None without `readings`.
         delta: of every job, [J, ...] after the last step or [J, C, ...] with `keep_deltas`.
     """
 
     valid_loss_JC: Array
-    readings_JCSA: Array
+    readings_JCSA: Array | None
     delta: Any
 
 
@@ -216,8 +218,7 @@ def hear(
         audio_SAD, mask_SA = _project(spec, user, own, delta)
         objective, config = spec.ear.objective, spec.ear.objective_config
         prior = {**user["objective"], "row_bias": job.row_bias_JV}
-        reading = objective.read(config, prior, audio_SAD, mask_SA, frozen)
-        rows = jnp.where(reading.keep_BA, reading.rows_BA, NOTHING).astype(jnp.int16)
+        rows = _read(spec, prior, frozen, audio_SAD, mask_SA)
         if not hasattr(objective, "log_probs"):
             return Heard(rows, None, None, None, mask_SA.sum(-1))
         log_probs = objective.log_probs(config, prior, audio_SAD, frozen)
@@ -318,17 +319,24 @@ def _losses(spec, user, frozen, batch: Corpus, weight_B, audio_BAD, audio_mask_B
 
 
 def _look(spec, params, frozen, own: Corpus, job: Jobs, delta) -> Trace:
-    """Validation loss and readings of all of a user's rows."""
+    """Validation loss and, if asked for, readings of all of a user's rows."""
     user = delta_lib.apply(params, delta)
     audio_SAD, audio_mask_SA = _project(spec, user, own, delta)
     loss_S = _losses(spec, user, frozen, own, job.valid_JS, audio_SAD, audio_mask_SA)
     loss = jnp.sum(jnp.where(job.valid_JS > 0, loss_S, 0.0)) / job.valid_JS.sum()
-    objective = {**user["objective"], "row_bias": job.row_bias_JV}
+    kept = delta if spec.config.keep_deltas else None
+    if not spec.config.readings:
+        return Trace(loss, None, kept)
+    prior = {**user["objective"], "row_bias": job.row_bias_JV}
+    return Trace(loss, _read(spec, prior, frozen, audio_SAD, audio_mask_SA), kept)
+
+
+def _read(spec, objective, frozen, audio_SAD, audio_mask_SA) -> Array:
+    """Greedy reading, as in `Trace`."""
     reading = spec.ear.objective.read(
         spec.ear.objective_config, objective, audio_SAD, audio_mask_SA, frozen
     )
-    rows = jnp.where(reading.keep_BA, reading.rows_BA, NOTHING).astype(jnp.int16)
-    return Trace(loss, rows, delta if spec.config.keep_deltas else None)
+    return jnp.where(reading.keep_BA, reading.rows_BA, NOTHING).astype(jnp.int16)
 
 
 def _project(spec, user, batch: Corpus, delta, key=None) -> Any:

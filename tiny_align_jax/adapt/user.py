@@ -100,25 +100,36 @@ def extend(aligner: Aligner, extra_row_ids: np.ndarray) -> Aligner:
     """The aligner with further rows of the LLM's table at the end of those that it reads."""
     if not len(extra_row_ids):
         return aligner
-    old, strings = aligner.vocabulary, aligner.tokenizer.token_strings()
-    row_ids = np.concatenate([old.row_ids, np.asarray(extra_row_ids, np.int32)])
-    new = tuple(strings[int(i)] for i in extra_row_ids)
-    rows = dataclasses.replace(old, row_ids=row_ids, strings=(*old.strings, *new))
-    table_VD = loading.embedding_rows(aligner.llm_folder, extra_row_ids, aligner.held("llm"))
+    # So many at a time and on the host: no size of a user's own is compiled for.
+    asked = np.resize(extra_row_ids, _whole(len(extra_row_ids)))
+    rows_ND = loading.embedding_rows(aligner.llm_folder, asked, aligner.held("llm"))
+    table_VD = np.concatenate([aligner.frozen.table_VD, rows_ND[: len(extra_row_ids)]])
+    rows = extended(aligner, extra_row_ids)
     frozen = dataclasses.replace(
-        aligner.frozen,
-        table_VD=jnp.concatenate([aligner.frozen.table_VD, table_VD]),
-        row_ids_V=jnp.asarray(row_ids),
+        aligner.frozen, table_VD=jnp.asarray(table_VD), row_ids_V=jnp.asarray(rows.row_ids)
     )
     return dataclasses.replace(aligner, vocabulary=rows, frozen=frozen)
 
 
-def fill_up(aligner: Aligner, num_extra: int) -> Aligner:
-    """The aligner with rows of the LLM's table that nobody asked for, up to the next multiple of 16 extra ones."""
-    have = aligner.vocabulary.row_ids
-    count = max(1, -(-num_extra // _ROWS)) * _ROWS - num_extra
-    free = np.setdiff1d(np.arange(len(have) + count), have)[:count]
-    return extend(aligner, free.astype(np.int32))
+def extended(aligner: Aligner, extra_row_ids: np.ndarray) -> vocabulary.Vocabulary:
+    """The rows that `extend` makes it read."""
+    old, strings = aligner.vocabulary, aligner.tokenizer.token_strings()
+    row_ids = np.concatenate([old.row_ids, np.asarray(extra_row_ids, np.int32)])
+    new = tuple(strings[int(i)] for i in extra_row_ids)
+    return dataclasses.replace(old, row_ids=row_ids, strings=(*old.strings, *new))
+
+
+def extend_whole(aligner: Aligner, extra_row_ids: np.ndarray) -> Aligner:
+    """`extend`, and rows that nobody asked for up to the next multiple of 16 extra ones."""
+    taken = np.concatenate([aligner.vocabulary.row_ids, extra_row_ids])
+    count = _whole(len(extra_row_ids)) - len(extra_row_ids)
+    free = np.setdiff1d(np.arange(len(taken) + count), taken)[:count]
+    return extend(aligner, np.concatenate([extra_row_ids, free]).astype(np.int32))
+
+
+def _whole(count: int) -> int:
+    """The next multiple of 16, at least 16."""
+    return max(1, -(-count // _ROWS)) * _ROWS
 
 
 def apply(aligner: Aligner, state: State, base: str) -> Aligner:

@@ -17,12 +17,12 @@ from tiny_align_jax.types import PyTree
 
 NUM_UTTERANCES = 14
 # What `configs/personalize.py` does unless it is told otherwise.
-DEFAULT_METHOD = {"low_rank": ("projector/.*kernel",)}
+DEFAULT_METHOD = {"offsets": ("projector/.*(norm/(scale|bias)|/bias)", "objective/.*")}
 # What XLA takes while it compiles the adaptation, given back afterwards (`heap`); with the program in the
 # cache it is not taken. Measured on a CPU with BridgeFormer's default size.
 COMPILING_BYTES = 950_000_000
 _RECORDED_AT_ONCE = 7  # of `adapt.user.record`
-_JOBS = 2  # without the validation utterances, and with them
+_JOBS = 1  # one copy at a time
 
 
 def personalisation(shapes: Shapes, device: Config) -> Stage:
@@ -35,7 +35,7 @@ def personalisation(shapes: Shapes, device: Config) -> Stage:
     corpus = _corpus(shapes, NUM_UTTERANCES, method)
     replay = _corpus(shapes, replayed, method) if config.replay_size and replayed else None
     number = shape((), jnp.float32)
-    settings = fit.Settings(number, number, number)
+    settings = fit.Settings(number, number, number, stop_step=shape((), jnp.int32))
     arguments = (params, shapes.table, corpus, replay, _jobs(shapes), settings)
     program = Compiler(device)(fit.run, spec, *arguments)
     table, data = tree_bytes(shapes.table), tree_bytes((corpus, replay))
@@ -64,8 +64,8 @@ def _how(shapes: Shapes) -> tuple[delta.Method, fit.Config, int]:
     config = dataclasses.replace(
         how.fit,
         replay_size=how.fit.replay_size if replayed else 0,
-        jobs_at_once=min(how.fit.jobs_at_once, _JOBS),
-        keep_deltas=True,
+        jobs_at_once=_JOBS,
+        readings=False,
     )
     return how.method, config, replayed
 
