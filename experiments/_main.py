@@ -174,8 +174,10 @@ def with_local_data(aligner: Any) -> Any:
     """The corpus's root on this machine, if the one of the training run is not here."""
     name = aligner.config["dataset"]["name"]
     section = aligner.config["dataset"].get(name, {})
-    here = data_root(name)
-    if not here or "root" not in section or (section["root"] and Path(section["root"]).is_dir()):
+    here, root = data_root(name), section.get("root")
+    # Without a root, a manifest's recordings lie beside it.
+    is_here = Path(root).is_dir() if root else bool(section.get("manifest"))
+    if not here or root is None or is_here:
         return aligner
     dataset = {**aligner.config["dataset"], name: {**section, "root": here}}
     return dataclasses.replace(aligner, config={**aligner.config, "dataset": dataset})

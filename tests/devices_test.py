@@ -1,5 +1,6 @@
 """Device presets: what they set exists, they are applied before JAX, and the command line wins."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import pytest
 from absl import flags
 
 from configs import common
-from experiments import _device
+from experiments import _device, _main
 from tiny_align_jax import registry
 from tiny_align_jax.memory import budget
 
@@ -97,3 +98,25 @@ def test_variables_are_set_before_jax_is_imported():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "false"
+
+
+@pytest.mark.parametrize(
+    ("name", "section", "root"),
+    [
+        ("jsonl", {"manifest": "said.jsonl", "root": ""}, ""),  # its recordings lie beside it
+        ("jsonl", {"manifest": "said.jsonl", "root": "gone"}, "DATA/jsonl"),
+        ("speechocean762", {"root": ""}, "DATA/speechocean762"),
+        ("speechocean762", {"root": "."}, "."),
+    ],
+)
+def test_a_run_keeps_its_corpus_where_it_is_and_finds_it_here_where_it_is_not(
+    monkeypatch, name, section, root
+):
+    monkeypatch.setenv("TINY_ALIGN_DATA", "DATA")
+
+    @dataclasses.dataclass(frozen=True)
+    class Run:
+        config: dict
+
+    found = _main.with_local_data(Run({"dataset": {"name": name, name: section}}))
+    assert found.config["dataset"][name]["root"] == root

@@ -43,7 +43,7 @@ def test_a_bias_of_one_part_keeps_them_apart():
     assert set(joined.join(tree)["layers"]["mlp"]) == {"gate", "up", "down"}
 
 
-def test_other_dtypes_and_representations_stay_apart():
+def test_other_dtypes_and_layouts_stay_apart():
     assert "up" in joined.join(_tree(jnp.bfloat16))["layers"]["mlp"]
     tree = _tree()
     tree["layers"]["mlp"]["up"]["weight"] = {"codes": np.ones((2, 5, 4), np.int8)}

@@ -7,7 +7,7 @@ Joined before, they are read once, by one product instead of two or three.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -30,12 +30,17 @@ def for_decoding(params: PyTree) -> PyTree:
     return join(grouped.words(params))
 
 
-def place_quantised(value: Any) -> Any:
+def place_quantised(name: str, value: Any) -> Any:
     """A quantised matrix goes to the device as it is loaded, so that the host never holds them all.
 
-    Floats wait for `join`; on a CPU everything stays where it is.
+    What is to be joined waits for it; on a CPU everything stays where it is.
+
+    Args:
+        name: 'layers/mlp/down/weight'.
+        value: what stands there.
     """
-    if jax.default_backend() == "cpu" or not isinstance(value, Grouped):
+    waits = not isinstance(value, Grouped) or _waits(name.split("/"))
+    if jax.default_backend() == "cpu" or waits:
         return value
     # Waited for: else the host holds what has not been sent yet.
     return jax.block_until_ready(jax.device_put(grouped.words(value)))
@@ -44,7 +49,7 @@ def place_quantised(value: Any) -> Any:
 def join(params: PyTree) -> PyTree:
     """An LLM's parameters on the device, with joined matrices and biases.
 
-    Quantised matrices and those with adapters stay apart. Beside the result, the device holds one layer's
+    Those with adapters stay apart, and quantised ones of different layouts. Beside the result, the device holds one layer's
     part at a time (`part_bytes`).
     """
     return _walk(params, _joined, jax.device_put)
@@ -70,7 +75,9 @@ def _walk(
     for name, parts in _GROUPS.items():
         if all(part in whole for part in parts) and _plain([whole[part] for part in parts]):
             found = [whole.pop(part) for part in parts]
-            whole[name] = {key: joined([part[key] for part in found]) for key in found[0]}
+            together = lambda *leaves: joined(list(leaves))  # noqa: E731
+            whole[name] = jax.tree.map(together, *found)
+            del found
     return {k: v if k in _GROUPS else _walk(v, joined, place) for k, v in whole.items()}
 
 
@@ -81,9 +88,26 @@ def part_bytes(params: PyTree) -> int:
     sizes = [part_bytes(value) for value in params.values()]
     for parts in _GROUPS.values():
         if all(part in params for part in parts) and _plain([params[part] for part in parts]):
-            leaves = [params[part]["weight"] for part in parts]
+            leaves = jax.tree.leaves([params[part] for part in parts])
             sizes += [math.prod(leaf.shape[1:]) * leaf.dtype.itemsize for leaf in leaves]
     return max(sizes, default=0)
+
+
+def loaded_bytes(params: PyTree) -> tuple[int, int]:
+    """Bytes (of shapes) that wait on the host until all is loaded, and of the largest that `place_quantised` sends."""
+    waiting, sent = 0, [0]
+    is_held = lambda node: isinstance(node, Grouped)  # noqa: E731
+    for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_held):
+        size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(node))
+        if is_held(node) and not _waits(key.key for key in path):
+            sent.append(size)
+        else:
+            waiting += size
+    return waiting, max(sent)
+
+
+def _waits(path: Iterable[str]) -> bool:
+    return any(part in parts for part in path for parts in _GROUPS.values())
 
 
 def _joined(parts: list[Any]) -> jax.Array:
@@ -106,9 +130,11 @@ def _put(whole: jax.Array, part: jax.Array, layer: int, row: int) -> jax.Array:
 
 
 def _plain(parts: list[Any]) -> bool:
-    """Whether all are arrays, with the same names and dtypes."""
-    leaves = [part.get(key) for part in parts for key in parts[0]]
-    if not all(isinstance(leaf, _ARRAYS) for leaf in leaves):
+    """Whether all are arrays or quantised, of one structure, with equal dtypes and widths."""
+    whole = jax.tree.leaves(parts, is_leaf=lambda node: not isinstance(node, Mapping | list))
+    if not all(isinstance(node, (*_ARRAYS, Grouped)) for node in whole):
         return False
-    kinds = [{key: part[key].dtype for key in part} for part in parts]
+    if len({jax.tree.structure(part) for part in parts}) > 1:
+        return False
+    kinds = [[(leaf.dtype, *leaf.shape[2:]) for leaf in jax.tree.leaves(part)] for part in parts]
     return all(kind == kinds[0] for kind in kinds)

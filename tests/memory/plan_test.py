@@ -221,5 +221,5 @@ def test_a_gpu_is_sent_quantised_matrices_one_by_one_and_floats_at_once(config_a
         params = plan.make({**config, "llm": llm}, cache_dir, CPU).shapes.llm_params
         _, read[weights] = stages._answering_weights(params, Config(platform="gpu"))
         assert len(stages._answering_weights(params, CPU)) == 1
-    assert read["float"].device_bytes > read["int8"].device_bytes == 0
-    assert 4 * read["int8"].host_bytes < read["float"].host_bytes
+    assert read["float"].device_bytes > read["int8"].device_bytes > 0
+    assert 3 * read["int8"].host_bytes < read["float"].host_bytes

@@ -176,10 +176,10 @@ def test_a_cpu_takes_what_was_read_over_without_a_copy():
 def test_a_target_is_placed_as_soon_as_it_is_filled():
     source, placed = _Source(_arrays()), []
 
-    def place(value):
+    def place(name, value):
         placed.append(len(source.order))
-        return ("there", value.shape)
+        return (name, value.shape)
 
     tree = convert(source, _MAP, _targets(), place=place)
-    assert tree["steps"] == ("there", (2,))
+    assert tree["steps"] == ("steps", (2,))
     assert placed == sorted(placed) and placed[0] < placed[-1] == len(source.order)

@@ -18,7 +18,6 @@ from tiny_align_jax import decode_loop, joined
 from tiny_align_jax.features import cache, pipeline, writer
 from tiny_align_jax.memory.budget import Config, Part, Stage
 from tiny_align_jax.memory.shapes import Shapes, shape
-from tiny_align_jax.quantize.grouped import Grouped
 from tiny_align_jax.train import setup, step
 from tiny_align_jax.types import PyTree
 
@@ -209,21 +208,16 @@ def _for_decoding(params: PyTree, device: Config) -> PyTree:
 
 
 def _answering_weights(params: PyTree, device: Config) -> list[Part]:
-    """The LLM of an `aligner`: an accelerator gets quantised matrices one by one, floats when all are read.
+    """The LLM of an `aligner`: an accelerator gets floats and what is joined when all is read, the rest at once.
 
-    While these are joined (`joined.join`), it holds a layer of one matrix twice.
+    While matrices are joined (`joined.join`), it holds a layer of one matrix twice.
     """
     parts = [Part("LLM", tree_bytes(params))]
     if device.on_cpu:
         return parts
-    leaves = jax.tree.leaves(params, is_leaf=lambda node: isinstance(node, Grouped))
-    is_held = [isinstance(leaf, Grouped) for leaf in leaves]
-    floats = sum(tree_bytes(leaf) for leaf, held in zip(leaves, is_held, strict=True) if not held)
-    largest = max(
-        (tree_bytes(leaf) for leaf, held in zip(leaves, is_held, strict=True) if held), default=0
-    )
+    waiting, sent = joined.loaded_bytes(params)
     twice = joined.part_bytes(params)
-    return [*parts, Part("LLM, as read", twice, floats + largest, "load LLM")]
+    return [*parts, Part("LLM, as read", twice, waiting + sent, "load LLM")]
 
 
 def _corpus(shapes: Shapes, batch: int) -> tuple[list[Part], Callable, tuple, dict[str, int]]:

@@ -121,7 +121,7 @@ def _groups_at_once(weight: Grouped, group: int) -> int:
 
 
 def words(tree: PyTree) -> PyTree:
-    """Numpy parameters, or their shapes, with the codes of every `Grouped` as uint32: the same bytes.
+    """Parameters, or their shapes, with the codes of every `Grouped` as uint32: the same bytes.
 
     A GPU loads four bytes at a time as fast as one. A CPU does not compute with them as they lie.
     """
@@ -133,6 +133,9 @@ def words(tree: PyTree) -> PyTree:
         if isinstance(codes, jax.ShapeDtypeStruct):
             shape = (*codes.shape[:-1], codes.shape[-1] // 4)
             return dataclasses.replace(node, codes=jax.ShapeDtypeStruct(shape, np.uint32))
+        if isinstance(codes, jax.Array):
+            fours = codes.reshape(*codes.shape[:-1], -1, 4)
+            return dataclasses.replace(node, codes=jax.lax.bitcast_convert_type(fours, jnp.uint32))
         return dataclasses.replace(node, codes=np.ascontiguousarray(codes).view("<u4"))
 
     return jax.tree.map(widen, tree, is_leaf=lambda node: isinstance(node, Grouped))
@@ -215,8 +218,10 @@ def _sum_in_parts(values: Array) -> Array:
     Else XLA takes a sum of 2048 rows for too little work for a GPU, and writes all its terms to memory first.
     """
     num_rows, width = values.shape
-    wanted = [n for n in (4, 2) if num_rows * n <= _ENOUGH_ROWS and width % n == 0]
-    parts = next((n for n in wanted if width // n >= _ENOUGH_WORDS), 1)
+    possible = [n for n in (2, 4) if width % n == 0 and width // n >= _ENOUGH_WORDS]
+    parts = 1
+    while num_rows * parts < _ENOUGH_ROWS and 2 * parts in possible:
+        parts *= 2
     sums = jnp.sum(values.reshape(num_rows, parts, -1), axis=-1)
     return functools.reduce(jnp.add, [sums[:, part] for part in range(parts)])
 

@@ -131,7 +131,7 @@ def convert(
     target_shapes: PyTree,
     dtype: np.dtype | type | str | None = None,
     make_store: MakeStore | None = None,
-    place: Callable[[Any], Any] = lambda value: value,
+    place: Callable[[str, Any], Any] = lambda name, value: value,
 ) -> PyTree:
     """Reads a checkpoint into the parameter tree of our model, one tensor at a time.
 
@@ -144,7 +144,7 @@ def convert(
         target_shapes: tree of shapes and dtypes, from `jax.eval_shape` of the model's `init`.
         dtype: of the result's floating-point leaves; None takes `target_shapes`' own.
         make_store: decides which targets are not plain arrays; None: all are.
-        place: called with what a target holds as soon as it is filled: what goes to a device then need not
+        place: called with a target's name and what it holds as soon as it is filled: what goes to a device then need not
             wait for the rest in the host's memory.
 
     Returns:
@@ -166,7 +166,7 @@ def convert(
         for a in assignments:
             if a.target == target:
                 store.put(source, a.source, a.layer, a.rule)
-        values[target] = place(store.value)
+        values[target] = place(target, store.value)
         del store
     return _tree(target_shapes, values)
 

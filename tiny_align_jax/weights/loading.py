@@ -64,7 +64,7 @@ def load_llm(
     folder: ModelFolder,
     dtype: Any = jnp.float32,
     quantize: quantize_config.Config = _FLOAT,
-    place: Callable[[Any], Any] = lambda value: value,
+    place: Callable[[str, Any], Any] = lambda name, value: value,
 ) -> Loaded:
     """The LLM in `folder`; arguments and errors as `load_encoder`, `place` as `convert`."""
     module, config = llm_config(folder)
@@ -188,7 +188,7 @@ def _load(
     shapes: PyTree,
     dtype: Any,
     quantize: quantize_config.Config,
-    place: Callable[[Any], Any] = lambda value: value,
+    place: Callable[[str, Any], Any] = lambda name, value: value,
 ) -> Loaded:
     source = quantised.source_of(folder, quantize)
     make_store = _make_store(source, dtype, quantize)
