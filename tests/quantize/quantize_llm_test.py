@@ -127,7 +127,8 @@ def test_gguf_blocks_become_the_values_that_the_file_means(folder):
 
 
 @pytest.mark.parametrize("name", _HELD)
-def test_the_projector_gets_the_rows_that_the_llm_looks_up(folder, name):
+def test_the_projector_gets_the_rows_that_the_llm_looks_up(folder, name, monkeypatch):
+    monkeypatch.setattr(loading, "_ROWS_AT_ONCE", 3)
     loaded = loading.load_llm(folder, jnp.float32, _HELD[name])
     ids = np.array([7, 0, 250, 7])
     want = loaded.module.embed(loaded.config, loaded.params, ids)
