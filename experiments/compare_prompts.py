@@ -10,7 +10,6 @@ given clean and with a third of their words disturbed, as a projector's readings
 """
 
 import json
-from pathlib import Path
 
 import numpy as np
 from absl import flags
@@ -29,18 +28,20 @@ def main(argv):
     del argv
     import jax.numpy as jnp
 
-    from tiny_align_jax import decode, prompt_search, registry
+    from tiny_align_jax import checks, decode, prompt_search, registry
     from tiny_align_jax.data import prompts, tokenizer
     from tiny_align_jax.responder import Llm
     from tiny_align_jax.types import ConfigError
     from tiny_align_jax.weights import assets, loading
 
-    lines = sorted({t.strip() for t in _read(_TEXTS.value).splitlines() if t.strip()})
+    given = checks.lines_of("--texts", str(_TEXTS.value))
+    lines = sorted({t.strip() for t in given if t.strip()})
     drawn = np.random.default_rng(0).permutation(len(lines))[: _LIMIT.value or None]
     candidates = prompt_search.CANDIDATES
     if _CANDIDATES.value:
         try:
-            sections = json.loads(_read(_CANDIDATES.value)).items()
+            text = "\n".join(checks.lines_of("--candidates", _CANDIDATES.value))
+            sections = json.loads(text).items()
         except (ValueError, AttributeError) as error:
             raise ConfigError(f"--candidates={_CANDIDATES.value}: {error}; see --help") from error
         candidates = {name: registry.make_config(prompts, section) for name, section in sections}
@@ -55,15 +56,6 @@ def main(argv):
         on_result=lambda result: print(f"{result.name}: {dict(result.scores)}", flush=True),
     )
     print("\n" + prompt_search.table(results))
-
-
-def _read(path: str | None) -> str:
-    from tiny_align_jax.types import DataError
-
-    try:
-        return Path(path or "").read_text(encoding="utf-8")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {error.strerror}") from error
 
 
 if __name__ == "__main__":

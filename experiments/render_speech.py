@@ -31,19 +31,17 @@ _PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar.")
 
 def main(argv):
     del argv
-    from tiny_align_jax import registry, spoken_corpus
-    from tiny_align_jax.types import ConfigError, DataError
+    from tiny_align_jax import checks, registry, spoken_corpus
+    from tiny_align_jax.types import ConfigError
 
     if _COLLECT.value:
         print(spoken_corpus.collect(str(_OUT.value)))
         return
     try:
-        settings = json.loads(_SET.value)
-        sentences = Path(str(_SENTENCES.value)).read_text(encoding="utf-8").splitlines()
-    except json.JSONDecodeError as error:
+        settings = dict(json.loads(_SET.value))
+    except (TypeError, ValueError) as error:
         raise ConfigError(f"--set={_SET.value}: not a JSON object ({error})") from error
-    except OSError as error:
-        raise DataError(f"cannot read {_SENTENCES.value}: {error.strerror}") from error
+    sentences = checks.lines_of("--sentences", str(_SENTENCES.value))
     voices = (f"piper:{Path(_main.CACHE_DIR.value) / _main.VOICE}",)
     manifest = spoken_corpus.speak(
         registry.make_config(spoken_corpus, {"voices": voices} | settings),

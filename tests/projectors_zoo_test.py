@@ -175,7 +175,7 @@ def test_match_params_says_what_cannot_be():
     ("name", "values", "said"),
     [
         ("linear", {"pooling": "attention"}, "pooling='attention'"),
-        ("mlp", {"stack": 0, "hidden_dim": 0}, "stack=0, hidden_dim=0"),
+        ("mlp", {"stack": 0, "hidden_dim": 0}, "stack=0; expected 1 or more; hidden_dim=0"),
         ("mlp", {"activation": "tanh"}, "activation='tanh'"),
         ("conv", {"kernel_width": 0}, "kernel_width=0"),
         ("qformer", {"window": -1}, "window=-1"),

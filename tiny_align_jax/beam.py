@@ -16,7 +16,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 
 import numpy as np
 
-from tiny_align_jax.types import ConfigError
+from tiny_align_jax import checks
 
 Rows = tuple[int, ...]
 _LOG_ZERO = -1e30  # finite: differences of two impossible scores stay finite
@@ -41,17 +41,12 @@ class Config:
     row_bonus: float = 0.0
 
     def __post_init__(self):
-        problems = [
-            f"{name}={getattr(self, name)}; expected 1 or more"
-            for name in ("width", "top_rows")
-            if getattr(self, name) < 1
-        ]
+        problems = checks.below(self, 1, "width", "top_rows")
         if self.min_log_prob > 0:
             problems.append(f"min_log_prob={self.min_log_prob}; expected 0 or less")
         if self.margin <= 0:
             problems.append(f"margin={self.margin}; expected above 0")
-        if problems:
-            raise ConfigError("beam: " + "; ".join(problems))
+        checks.refuse("beam", problems)
 
 
 @dataclasses.dataclass(frozen=True)

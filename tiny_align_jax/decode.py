@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import decode_loop
+from tiny_align_jax import checks, decode_loop
 from tiny_align_jax.decode_loop import NO_TOKEN, LanguageModel, Prefix, State
 from tiny_align_jax.types import ConfigError, PyTree
 
@@ -48,10 +48,7 @@ class Config:
     stream_chunk: int = 4
 
     def __post_init__(self):
-        problems = []
-        for name in ("max_new_tokens", "stream_chunk"):
-            if getattr(self, name) < 1:
-                problems.append(f"{name}={getattr(self, name)}; expected at least 1")
+        problems = checks.below(self, 1, "max_new_tokens", "stream_chunk")
         if self.temperature < 0:
             problems.append(f"temperature={self.temperature}; expected 0 (greedy) or more")
         if self.top_k < 0:
@@ -62,8 +59,7 @@ class Config:
             sizes = getattr(self, name)
             if not sizes or list(sizes) != sorted(set(sizes)) or sizes[0] < 1:
                 problems.append(f"{name}={sizes}; expected growing sizes from 1 up")
-        if problems:
-            raise ConfigError("decode: " + "; ".join(problems))
+        checks.refuse("decode", problems)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,12 +16,12 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from tiny_align_jax import decode, reading, scoring
+from tiny_align_jax import checks, decode, reading, scoring
 from tiny_align_jax.aligner import SNAPS, Aligner
 from tiny_align_jax.data import batching
 from tiny_align_jax.responder import Answer
 from tiny_align_jax.train import setup
-from tiny_align_jax.types import ConfigError, DataError, Utterance
+from tiny_align_jax.types import DataError, Utterance
 
 HEARD, FUSED, ANSWER, ORACLE = "heard", "fused", "answer", "oracle"
 SPLITS = ("test", "validation", "train")
@@ -53,15 +53,10 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        problems = []
-        if self.split not in SPLITS:
-            problems.append(f"split={self.split!r}; expected one of {', '.join(SPLITS)}")
-        if self.snap not in SNAPS:
-            problems.append(f"snap={self.snap!r}; expected one of {', '.join(SNAPS)}")
+        problems = checks.unlisted(self, split=SPLITS, snap=SNAPS)
         if self.limit < 0:
             problems.append(f"limit={self.limit}; expected 0 (all) or more")
-        if problems:
-            raise ConfigError("evaluate: " + "; ".join(problems))
+        checks.refuse("evaluate", problems)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,7 +9,6 @@ import functools
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tiny_align_jax import beam, language, ngram, related
+from tiny_align_jax import beam, checks, language, ngram, related
 from tiny_align_jax.aligner import Aligner, Ear
 from tiny_align_jax.candidates import Candidate, choose, ranked
 from tiny_align_jax.data import batching
@@ -251,7 +250,7 @@ def load(aligner: Aligner, cache_dir: str | os.PathLike, config: Config) -> Read
     members = [Aligner.load(m, cache_dir, need_llm=False) for m in config.members]
     texts: Sequence[str] = ()
     if config.transcripts:
-        texts = _lines("transcripts", config.transcripts)
+        texts = checks.lines_of("transcripts", config.transcripts)
     elif config.ngram_weight or (config.needs_llm and config.context):
         texts = transcripts(aligner)
     return Reader(aligner, config, texts, members)
@@ -259,7 +258,7 @@ def load(aligner: Aligner, cache_dir: str | os.PathLike, config: Config) -> Read
 
 def _count(aligner: Aligner, config: Config, texts: Sequence[str]) -> ngram.Ngram:
     """N-grams of the transcripts and of the further sentences; those that no rows spell are left out."""
-    further = _lines("ngram_texts", config.ngram_texts) if config.ngram_texts else []
+    further = checks.lines_of("ngram_texts", config.ngram_texts) if config.ngram_texts else []
     rows, left_out = [], 0
     for text in [*texts, *further]:
         try:
@@ -271,13 +270,6 @@ def _count(aligner: Aligner, config: Config, texts: Sequence[str]) -> ngram.Ngra
             "%d of %d sentences left out of the n-grams", left_out, len(texts) + len(further)
         )
     return ngram.build(rows, len(aligner.vocabulary), config.ngram_order)
-
-
-def _lines(key: str, path: str) -> list[str]:
-    try:
-        return Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{key}={path!r} cannot be read: {error}") from error
 
 
 def _check_members(aligner: Aligner, members: Sequence[Aligner]) -> None:

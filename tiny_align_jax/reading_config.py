@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import logging
 
-from tiny_align_jax import registry
+from tiny_align_jax import checks, registry
 from tiny_align_jax.types import ConfigError
 
 METHODS = ("greedy", "beam", "rescore", "fusion")
@@ -64,16 +64,9 @@ class Config:
     members: tuple[str, ...] = ()
 
     def __post_init__(self):
-        problems = []
-        if self.method not in METHODS:
-            problems.append(f"method={self.method!r}; expected one of {', '.join(METHODS)}")
-        for name in ("llm_weight", "ngram_weight", "consensus", "context"):
-            if getattr(self, name) < 0:
-                problems.append(f"{name}={getattr(self, name)}; expected 0 or more")
-        if self.num_best < 1:
-            problems.append(f"num_best={self.num_best}; expected 1 or more")
-        if problems:
-            raise ConfigError("reading: " + "; ".join(problems))
+        weights = ("llm_weight", "ngram_weight", "consensus", "context")
+        problems = [*checks.below(self, 0, *weights), *checks.below(self, 1, "num_best")]
+        checks.refuse("reading", [*checks.unlisted(self, method=METHODS), *problems])
 
     @property
     def needs_llm(self) -> bool:

@@ -10,17 +10,16 @@ Source of the layers' score: 'block influence', one less the mean cosine of a bl
 import dataclasses
 import functools
 from collections.abc import Sequence
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tiny_align_jax import decode_loop
+from tiny_align_jax import checks, decode_loop
 from tiny_align_jax.data import prompts, tokenizer, vocabulary
 from tiny_align_jax.quantize import config as quantize
-from tiny_align_jax.types import Array, ConfigError, DataError, PyTree
+from tiny_align_jax.types import Array, ConfigError, PyTree
 from tiny_align_jax.weights import loading, shrunk, shrunk_tokenizer
 from tiny_align_jax.weights.folder import ModelFolder
 
@@ -43,8 +42,7 @@ class Config:
     drop_layers: int = 0
 
     def __post_init__(self):
-        if self.drop_layers < 0:
-            raise ConfigError(f"shrink: drop_layers={self.drop_layers}; expected 0 or more")
+        checks.refuse("shrink", checks.below(self, 0, "drop_layers"))
 
     @property
     def is_whole(self) -> bool:
@@ -158,11 +156,7 @@ def _layers(count: int, scores_L: np.ndarray) -> tuple[int, ...]:
 def _lines(vocabulary_name: str) -> list[str]:
     if vocabulary_name == TRAIN:
         return []
-    try:
-        lines = Path(vocabulary_name).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(
-            f"shrink.vocabulary={vocabulary_name!r}: cannot read ({error}); expected '', 'train' or "
-            "a text file"
-        ) from error
+    lines = checks.lines_of(
+        "shrink.vocabulary", vocabulary_name, "'', 'train' or a UTF-8 text file"
+    )
     return [line for line in lines if line.strip()]

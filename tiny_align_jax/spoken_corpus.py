@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 import tqdm
 
-from tiny_align_jax import synthesize
+from tiny_align_jax import checks, synthesize
 from tiny_align_jax.data import distortion
 from tiny_align_jax.types import SAMPLE_RATE_HZ, CacheError, ConfigError, DataError
 
@@ -61,11 +61,7 @@ class Config:
             for name in ("accented", "rooms")
             if not 0 <= getattr(self, name) <= 1
         ]
-        problems += [
-            f"{name}={getattr(self, name)}; expected at least 1"
-            for name in ("num_speakers", "block")
-            if getattr(self, name) < 1
-        ]
+        problems += checks.below(self, 1, "num_speakers", "block")
         if not 6 <= self.bitrate_kbps <= 256:
             problems.append(f"bitrate_kbps={self.bitrate_kbps}; expected 6 to 256")
         if not self.voices or any(
@@ -75,8 +71,7 @@ class Config:
                 f"voices={self.voices}; expected at least one 'engine:voice', with an engine out of "
                 f"{', '.join(synthesize.ENGINES)}"
             )
-        if problems:
-            raise ConfigError("spoken corpus: " + "; ".join(problems))
+        checks.refuse("spoken corpus", problems)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from tiny_align_jax import decode_loop, decode_steered
+from tiny_align_jax import checks, decode_loop, decode_steered
 from tiny_align_jax.data import tokenizer
 from tiny_align_jax.data.vocabulary import spoken_form
 from tiny_align_jax.responder import Llm
@@ -88,9 +88,7 @@ class Config:
             "drafts",
             "batch_size",
         )
-        for name in counts:
-            if getattr(self, name) < 1:
-                raise ConfigError(f"sentences: {name}={getattr(self, name)}; expected at least 1")
+        checks.refuse("sentences", checks.below(self, 1, *counts))
         if self.max_words < self.min_words or self.temperature <= 0:
             raise ConfigError(
                 f"sentences: min_words={self.min_words}, max_words={self.max_words}, temperature="

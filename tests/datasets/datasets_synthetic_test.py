@@ -127,7 +127,7 @@ def test_sentences_of_a_text_file(config, tmp_path):
     assert all(_sentences.split_of(text) == split for split in plans for text in plans[split])
     with pytest.raises(DataError, match="asked for"):
         synthetic.plan(dataclasses.replace(config, num_train=1000), "train")
-    with pytest.raises(DataError, match="cannot read"):
+    with pytest.raises(DataError, match="cannot be read"):
         synthetic.plan(dataclasses.replace(config, sentences="none.txt"), "train")
 
 
@@ -200,7 +200,7 @@ def test_a_full_disk_says_what_to_do(engine, config, monkeypatch):
     "change, error, word",
     [
         ({"cache_dir": ""}, ConfigError, "cache_dir"),
-        ({"num_train": 0}, ConfigError, "num_train = 0"),
+        ({"num_train": 0}, ConfigError, "num_train=0"),
         ({"num_speakers": 0}, ConfigError, "num_speakers"),
     ],
 )

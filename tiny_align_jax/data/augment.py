@@ -10,7 +10,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from tiny_align_jax.types import Array, ConfigError
+from tiny_align_jax import checks
+from tiny_align_jax.types import Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,18 +33,9 @@ class Config:
     noise: float = 0.0
 
     def __post_init__(self):
-        problems = [
-            f"augment.{key}={getattr(self, key)}; expected 0 <= x < 1"
-            for key in ("time_mask_fraction", "channel_mask_fraction", "warp")
-            if not 0 <= getattr(self, key) < 1
-        ]
-        problems += [
-            f"augment.{key}={getattr(self, key)}; expected 0 or more"
-            for key in ("time_masks", "noise")
-            if getattr(self, key) < 0
-        ]
-        if problems:
-            raise ConfigError("; ".join(problems))
+        fractions = ("time_mask_fraction", "channel_mask_fraction", "warp")
+        problems = checks.no_fraction(self, *fractions)
+        checks.refuse("augment", [*problems, *checks.below(self, 0, "time_masks", "noise")])
 
 
 def augment(

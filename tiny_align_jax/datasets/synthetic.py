@@ -14,7 +14,7 @@ import pathlib
 import filelock
 from absl import logging
 
-from tiny_align_jax import synthesize
+from tiny_align_jax import checks, synthesize
 from tiny_align_jax.datasets import _sentences, jsonl
 from tiny_align_jax.types import ConfigError, DataError, Utterance
 
@@ -80,7 +80,9 @@ def plan(config: Config, split: str) -> list[synthesize.Line]:
     """
     count = getattr(config, f"num_{split}")
     if config.sentences:
-        texts = _sentences.select(_read_text(config.sentences), split, count)
+        texts = _sentences.select(
+            checks.lines_of("dataset.synthetic.sentences", config.sentences), split, count
+        )
     else:
         texts = _sentences.generate(split, count, config.seed)
     speakers = synthesize.speakers(config.num_speakers)
@@ -95,16 +97,8 @@ def _check(config: Config) -> None:
         raise ConfigError(
             "dataset.synthetic.cache_dir is not set: where are recordings to be kept?"
         )
-    for name in ("num_train", "num_validation", "num_test", "num_speakers"):
-        if getattr(config, name) < 1:
-            raise ConfigError(f"dataset.synthetic.{name} = {getattr(config, name)}, expected >= 1")
-
-
-def _read_text(path: str) -> list[str]:
-    try:
-        return pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"dataset.synthetic.sentences = {path!r}: cannot read ({error})") from error
+    counts = ("num_train", "num_validation", "num_test", "num_speakers")
+    checks.refuse("dataset.synthetic", checks.below(config, 1, *counts))
 
 
 def _folder(

@@ -13,6 +13,7 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from tiny_align_jax import checks
 from tiny_align_jax.objectives import _answer
 from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree, Reading
 
@@ -42,12 +43,9 @@ class Config:
         problems = _answer.check_rank("lora_rank", self.lora_rank)
         if self.temperature <= 0:
             problems.append(f"temperature={self.temperature}; expected a positive number")
-        if self.label_weight < 0:
-            problems.append(f"label_weight={self.label_weight}; expected 0 or more")
-        if self.llm_dtype not in ("float32", "bfloat16"):
-            problems.append(f"llm_dtype={self.llm_dtype!r}; expected 'float32' or 'bfloat16'")
-        if problems:
-            raise ConfigError("distill: " + "; ".join(problems))
+        problems += checks.below(self, 0, "label_weight")
+        problems += checks.unlisted(self, llm_dtype=("float32", "bfloat16"))
+        checks.refuse("distill", problems)
 
 
 def init(config: Config, key: Array, frozen: Frozen) -> PyTree:

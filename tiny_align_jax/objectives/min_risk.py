@@ -19,9 +19,9 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from tiny_align_jax import ctc
+from tiny_align_jax import checks, ctc
 from tiny_align_jax.objectives import _edits, embedlink_ctc
-from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree
+from tiny_align_jax.types import Array, Batch, Frozen, PyTree
 
 NEEDS = ("embeddings",)
 
@@ -51,10 +51,7 @@ class Config(embedlink_ctc.Config):
             problems.append(
                 f"num_readings={self.num_readings}; expected 2 or more, to compare them"
             )
-        if self.ctc_weight < 0:
-            problems.append(f"ctc_weight={self.ctc_weight}; expected 0 or more")
-        if problems:
-            raise ConfigError("min_risk: " + "; ".join(problems))
+        checks.refuse("min_risk", [*problems, *checks.below(self, 0, "ctc_weight")])
 
 
 def loss(

@@ -10,8 +10,9 @@ import dataclasses
 
 import jax.numpy as jnp
 
+from tiny_align_jax import checks
 from tiny_align_jax.objectives import _answer
-from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree, Reading
+from tiny_align_jax.types import Array, Batch, Frozen, PyTree, Reading
 
 NEEDS = ("llm",)
 
@@ -34,10 +35,8 @@ class Config:
 
     def __post_init__(self):
         problems = _answer.check_rank("lora_rank", self.lora_rank)
-        if self.llm_dtype not in ("float32", "bfloat16"):
-            problems.append(f"llm_dtype={self.llm_dtype!r}; expected 'float32' or 'bfloat16'")
-        if problems:
-            raise ConfigError("next_token: " + "; ".join(problems))
+        problems += checks.unlisted(self, llm_dtype=("float32", "bfloat16"))
+        checks.refuse("next_token", problems)
 
 
 def init(config: Config, key: Array, frozen: Frozen) -> PyTree:

@@ -1,5 +1,7 @@
 """Building blocks that the projectors share: frame stacking, pooling, attention, output norm."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -13,16 +15,10 @@ from tiny_align_jax.types import Array, ConfigError
 POSITIONS = ("none", "sinusoidal", "learned", "rotary")
 
 
-def require_choice(key: str, value: str, choices: tuple[str, ...]) -> None:
-    """Raises ConfigError unless `value` is one of `choices`."""
-    if value not in choices:
-        raise ConfigError(f"{key}={value!r}; expected one of {', '.join(choices)}")
-
-
-def require_divides(small_key: str, small: int, large_key: str, large: int) -> None:
-    """Raises ConfigError unless `small` divides `large`."""
-    if small <= 0 or large % small:
-        raise ConfigError(f"{small_key}={small} must divide {large_key}={large}")
+def wrong_heads(config: Any) -> list[str]:
+    """What is wrong with a config whose `num_heads` do not divide its `dim`."""
+    heads, dim = config.num_heads, config.dim
+    return [f"num_heads={heads} must divide dim={dim}"] if heads <= 0 or dim % heads else []
 
 
 def stack_frames(features_BTE: Array, mask_BT: Array, stack: int) -> tuple[Array, Array]:

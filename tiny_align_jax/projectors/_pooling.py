@@ -9,8 +9,9 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
+from tiny_align_jax import checks
 from tiny_align_jax.projectors import _blocks
-from tiny_align_jax.types import Array, ConfigError
+from tiny_align_jax.types import Array
 
 AVERAGES = ("none", "adaptive", "stride")
 POOLINGS = (*AVERAGES, "attention")
@@ -33,17 +34,10 @@ class PoolingConfig:
     pool_stride: int = 2
 
 
-def require_positive(config, keys: tuple[str, ...]) -> None:
-    """Raises ConfigError that lists every one of `keys` that is below 1."""
-    bad = [f"{key}={getattr(config, key)}" for key in keys if getattr(config, key) < 1]
-    if bad:
-        raise ConfigError(f"{', '.join(bad)}; expected 1 or more")
-
-
-def require_pooling(config: PoolingConfig, choices: tuple[str, ...] = AVERAGES) -> None:
-    """Raises ConfigError unless the pooling keys can work."""
-    _blocks.require_choice("pooling", config.pooling, choices)
-    require_positive(config, ("num_tokens", "pool_stride"))
+def wrong_pooling(config: PoolingConfig, choices: tuple[str, ...] = AVERAGES) -> list[str]:
+    """What is wrong with the pooling keys."""
+    problems = checks.unlisted(config, pooling=choices)
+    return [*problems, *checks.below(config, 1, "num_tokens", "pool_stride")]
 
 
 def pooled_tokens(config: PoolingConfig, tokens: int) -> int:

@@ -16,7 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tiny_align_jax import attention
+from tiny_align_jax import attention, checks
 from tiny_align_jax.projectors import _blocks, _layers, _sums
 from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array
@@ -67,10 +67,12 @@ class Config:
     unroll: int = 0
 
     def __post_init__(self):
-        _blocks.require_choice("pooling", self.pooling, POOLINGS)
-        _blocks.require_choice("attention", self.attention, attention.KINDS)
-        _blocks.require_choice("positions", self.positions, _blocks.POSITIONS)
-        _blocks.require_divides("num_heads", self.num_heads, "dim", self.dim)
+        problems = [
+            *checks.unlisted(self, pooling=POOLINGS, attention=attention.KINDS),
+            *checks.unlisted(self, positions=_blocks.POSITIONS),
+            *_blocks.wrong_heads(self),
+        ]
+        checks.refuse("bridgeformer", problems)
 
 
 def num_audio_tokens(config: Config, num_frames: int) -> int:

@@ -18,7 +18,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from tiny_align_jax.projectors import _blocks, _pooling
+from tiny_align_jax import checks
+from tiny_align_jax.projectors import _blocks
 from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array
 
@@ -60,11 +61,13 @@ class Config:
     dropout: float = 0.2
 
     def __post_init__(self):
-        _blocks.require_choice("firing", self.firing, FIRINGS)
-        _blocks.require_choice("positions", self.positions, _blocks.POSITIONS)
-        keys = ("num_tokens", "pool_stride", "stack", "num_layers", "dim", "mlp_dim")
-        _pooling.require_positive(self, keys)
-        _blocks.require_divides("num_heads", self.num_heads, "dim", self.dim)
+        counts = ("num_tokens", "pool_stride", "stack", "num_layers", "dim", "mlp_dim")
+        problems = [
+            *checks.unlisted(self, firing=FIRINGS, positions=_blocks.POSITIONS),
+            *checks.below(self, 1, *counts),
+            *_blocks.wrong_heads(self),
+        ]
+        checks.refuse("cif", problems)
 
 
 def num_audio_tokens(config: Config, num_frames: int) -> int:

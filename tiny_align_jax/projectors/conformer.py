@@ -11,6 +11,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
+from tiny_align_jax import checks
 from tiny_align_jax.projectors import _blocks, _layers, _pooling
 from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array
@@ -45,11 +46,13 @@ class Config(_pooling.PoolingConfig):
     dropout: float = 0.2
 
     def __post_init__(self):
-        _pooling.require_pooling(self, _pooling.POOLINGS)
-        keys = ("stack", "num_layers", "dim", "mlp_dim", "kernel_width")
-        _pooling.require_positive(self, keys)
-        _blocks.require_choice("positions", self.positions, _blocks.POSITIONS)
-        _blocks.require_divides("num_heads", self.num_heads, "dim", self.dim)
+        problems = [
+            *_pooling.wrong_pooling(self, _pooling.POOLINGS),
+            *checks.below(self, 1, "stack", "num_layers", "dim", "mlp_dim", "kernel_width"),
+            *checks.unlisted(self, positions=_blocks.POSITIONS),
+            *_blocks.wrong_heads(self),
+        ]
+        checks.refuse("conformer", problems)
 
 
 def num_audio_tokens(config: Config, num_frames: int) -> int:

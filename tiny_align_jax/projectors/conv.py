@@ -10,6 +10,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
+from tiny_align_jax import checks
 from tiny_align_jax.projectors import _blocks, _layers, _pooling
 from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array
@@ -38,9 +39,8 @@ class Config(_pooling.PoolingConfig):
     dropout: float = 0.1
 
     def __post_init__(self):
-        _pooling.require_pooling(self)
         keys = ("num_strided", "stride", "num_layers", "dim", "kernel_width")
-        _pooling.require_positive(self, keys)
+        checks.refuse("conv", [*_pooling.wrong_pooling(self), *checks.below(self, 1, *keys)])
 
 
 def num_audio_tokens(config: Config, num_frames: int) -> int:

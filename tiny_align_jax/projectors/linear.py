@@ -9,6 +9,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
+from tiny_align_jax import checks
 from tiny_align_jax.projectors import _blocks, _pooling
 from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array
@@ -29,8 +30,7 @@ class Config(_pooling.PoolingConfig):
     dropout: float = 0.0
 
     def __post_init__(self):
-        _pooling.require_pooling(self)
-        _pooling.require_positive(self, ("stack",))
+        checks.refuse("linear", [*_pooling.wrong_pooling(self), *checks.below(self, 1, "stack")])
 
 
 def num_audio_tokens(config: Config, num_frames: int) -> int:

@@ -10,6 +10,7 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
+from tiny_align_jax import checks
 from tiny_align_jax.projectors import _blocks, _pooling
 from tiny_align_jax.projectors._dropout import Dropout
 from tiny_align_jax.types import Array
@@ -37,9 +38,12 @@ class Config(_pooling.PoolingConfig):
     dropout: float = 0.1
 
     def __post_init__(self):
-        _pooling.require_pooling(self)
-        _pooling.require_positive(self, ("stack", "num_hidden", "hidden_dim"))
-        _blocks.require_choice("activation", self.activation, tuple(ACTIVATIONS))
+        problems = [
+            *_pooling.wrong_pooling(self),
+            *checks.below(self, 1, "stack", "num_hidden", "hidden_dim"),
+            *checks.unlisted(self, activation=tuple(ACTIVATIONS)),
+        ]
+        checks.refuse("mlp", problems)
 
 
 def num_audio_tokens(config: Config, num_frames: int) -> int:

@@ -14,9 +14,10 @@ import dataclasses
 import flax.linen as nn
 import jax.numpy as jnp
 
-from tiny_align_jax.projectors import _blocks, _layers, _pooling
+from tiny_align_jax import checks
+from tiny_align_jax.projectors import _blocks, _layers
 from tiny_align_jax.projectors._dropout import Dropout
-from tiny_align_jax.types import Array, ConfigError
+from tiny_align_jax.types import Array
 
 WIDTHS = ("dim", "mlp_dim")
 
@@ -48,11 +49,13 @@ class Config:
     dropout: float = 0.1
 
     def __post_init__(self):
-        _pooling.require_positive(self, ("num_tokens", "stack", "num_layers", "dim", "mlp_dim"))
-        _blocks.require_choice("positions", self.positions, ("none", "sinusoidal"))
-        _blocks.require_divides("num_heads", self.num_heads, "dim", self.dim)
-        if self.window < 0:
-            raise ConfigError(f"window={self.window}; expected 0 (no windows) or more")
+        problems = [
+            *checks.below(self, 1, "num_tokens", "stack", "num_layers", "dim", "mlp_dim"),
+            *checks.unlisted(self, positions=("none", "sinusoidal")),
+            *_blocks.wrong_heads(self),
+            *checks.below(self, 0, "window"),
+        ]
+        checks.refuse("qformer", problems)
 
 
 def num_audio_tokens(config: Config, num_frames: int) -> int:

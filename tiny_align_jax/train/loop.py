@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from tiny_align_jax import checks
 from tiny_align_jax.data import batching
 from tiny_align_jax.train import step as step_lib
 from tiny_align_jax.train.checkpoint import Checkpointer
@@ -75,27 +76,17 @@ class Config:
     keep_checkpoints: int = 2
 
     def __post_init__(self):
-        counts = ("batch_size", "num_buckets", "log_every")
+        counts = ("batch_size", "num_buckets", "log_every", "keep_checkpoints")
+        limits = ("num_steps", "steps_per_dispatch", "validate_limit", "patience", "max_train_s")
         problems = [
-            f"train.{key}={getattr(self, key)}; expected 1 or more"
-            for key in (*counts, "keep_checkpoints")
-            if getattr(self, key) < 1
+            *checks.below(self, 1, *counts),
+            *checks.below(self, 0, *limits),
+            *checks.unlisted(self, resident=RESIDENT, compute_dtype=COMPUTE_DTYPES),
+            *checks.no_fraction(self, "average_decay"),
         ]
-        for key in (
-            "num_steps", "steps_per_dispatch", "validate_limit", "patience", "max_train_s"
-        ):  # fmt: skip
-            if getattr(self, key) < 0:
-                problems.append(f"train.{key}={getattr(self, key)}; expected 0 or more")
         if self.patience and not self.validate_every:
-            problems.append("train.patience needs validations on the way; set train.validate_every")
-        for key, choices in (("resident", RESIDENT), ("compute_dtype", COMPUTE_DTYPES)):
-            if getattr(self, key) not in choices:
-                expected = ", ".join(choices)
-                problems.append(f"train.{key}={getattr(self, key)!r}; expected one of {expected}")
-        if not 0 <= self.average_decay < 1:
-            problems.append(f"train.average_decay={self.average_decay}; expected 0 <= x < 1")
-        if problems:
-            raise ConfigError("; ".join(problems))
+            problems.append("patience needs validations on the way; set train.validate_every")
+        checks.refuse("train", problems)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,8 +6,9 @@ import functools
 import jax
 import optax
 
+from tiny_align_jax import checks
 from tiny_align_jax.train.partition import path_name
-from tiny_align_jax.types import ConfigError, PyTree
+from tiny_align_jax.types import PyTree
 
 _NEVER_DECAYED = ("bias", "scale")
 
@@ -38,14 +39,9 @@ class Config:
         problems = []
         if self.learning_rate <= 0:
             problems.append(f"learning_rate={self.learning_rate}; expected a positive number")
-        for key in ("warmup_fraction", "b1", "b2"):
-            if not 0 <= getattr(self, key) < 1:
-                problems.append(f"{key}={getattr(self, key)}; expected 0 <= x < 1")
-        for key in ("final_fraction", "weight_decay", "clip_norm"):
-            if getattr(self, key) < 0:
-                problems.append(f"{key}={getattr(self, key)}; expected 0 or more")
-        if problems:
-            raise ConfigError("optimizer: " + "; ".join(problems))
+        problems += checks.no_fraction(self, "warmup_fraction", "b1", "b2")
+        problems += checks.below(self, 0, "final_fraction", "weight_decay", "clip_norm")
+        checks.refuse("optimizer", problems)
 
 
 def learning_rate(config: Config, num_steps: int) -> optax.Schedule:

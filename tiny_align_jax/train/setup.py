@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 import tiny_align_jax
-from tiny_align_jax import registry, shrink
+from tiny_align_jax import checks, registry, shrink
 from tiny_align_jax.data import augment, batching, prompts, splits, tokenizer, vocabulary
 from tiny_align_jax.features import extract, hashing
 from tiny_align_jax.quantize import config as quantize
@@ -224,10 +224,7 @@ def vocabulary_texts(config: Mapping[str, Any], split: splits.Split) -> list[str
     path = config["vocabulary"].get("texts", "")
     if not path:
         return texts
-    try:
-        lines = pathlib.Path(path).read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        raise DataError(f"vocabulary.texts={path!r}: cannot read ({error})") from error
+    lines = checks.lines_of("vocabulary.texts", path)
     return [*texts, *(line for line in lines if vocabulary.spoken_form(line))]
 
 
