@@ -4,7 +4,8 @@ A world is an encoder and an LLM of published shapes, a corpus of noise and a pr
 trained. Its stages then run one after the other, each in a process of its own that does what the
 command of that stage does, reads the peaks, and only then asks the planner.
 
-<out>/worlds/<world>/             models, corpus, workdir; deleted when the world is done
+<out>/models/                     random weights, a folder a model and dtype
+<out>/worlds/<world>/             corpus, workdir; deleted when the world is done
 <out>/rows/<world>.<stage>.json   one measurement
 """
 
@@ -138,6 +139,7 @@ def measure_all(
 
     with futures.ThreadPoolExecutor(num_parallel) as pool:
         list(pool.map(measure, worlds))
+    shutil.rmtree(out / "models", ignore_errors=True)
     rows = [json.loads(path.read_text()) for path in sorted((out / "rows").glob("*.json"))]
     (out / "memory.json").write_text(json.dumps(rows, indent=1) + "\n", encoding="utf-8")
     return rows
@@ -183,8 +185,9 @@ def run_here(name: str, world: World, stage: str, base: Mapping[str, Any], out: 
 def _prepare(world: World, folder: Path, base: Mapping[str, Any]) -> None:
     """Models, corpus and the workdir of an untrained projector; features are cached on the way."""
     dtype = jnp.dtype(world.dtype)
-    encoder = stand_in.make_model("encoders", world.encoder, folder / "encoder")
-    llm = stand_in.make_model("llms", world.llm, folder / "llm", dtype)
+    models = folder.parent.parent / "models"  # shared by worlds that run side by side
+    encoder = stand_in.make_model_once("encoders", world.encoder, models)
+    llm = stand_in.make_model_once("llms", world.llm, models, dtype)
     manifest = stand_in.make_corpus(folder / "audio", world.num_utterances, world.utterance_s)
     config = json.loads(json.dumps(base))
     config["dataset"] = {"name": "jsonl", "jsonl": {"manifest": str(manifest)}}
@@ -198,7 +201,9 @@ def _prepare(world: World, folder: Path, base: Mapping[str, Any]) -> None:
     objective = config["objective"]["name"]
     config["objective"].setdefault(objective, {})
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    # Neither trained nor validated: all that costs time is what stages measure themselves.
     untrained = {**config, "train": {**config["train"], "num_steps": 0}}
+    untrained["split"] = {**config["split"], "validation_speakers": 0}
     run.train(untrained, folder / "run", str(folder / "cache"), progress=False)
 
 

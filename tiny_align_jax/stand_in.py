@@ -12,13 +12,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import filelock
 import numpy as np
 import soundfile
 
 from tiny_align_jax import published
 from tiny_align_jax.types import SAMPLE_RATE_HZ, ConfigError
 from tiny_align_jax.weights import random_weights
-from tiny_align_jax.weights.folder import ModelFolder
+from tiny_align_jax.weights.folder import ASSET_FILE, ModelFolder, open_folder
 
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 _TEMPLATE = (
@@ -49,6 +50,16 @@ def make_model(
         hf = {**hf, "eos_token_id": _SPECIAL.index("<|im_end|>")}
         write_tokenizer(Path(path), hf["vocab_size"])
     return random_weights.write_folder(path, kind, hf, dtype)
+
+
+def make_model_once(kind: str, name: str, models: Path, dtype: Any = np.float32) -> ModelFolder:
+    """`make_model` in a folder below `models`, unless it is there; processes side by side wait for each other."""
+    path = models / f"{name}.{np.dtype(dtype).name}"
+    models.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(f"{path}.lock"):
+        if (path / ASSET_FILE).is_file():  # written last
+            return open_folder(path)
+        return make_model(kind, name, path, dtype)
 
 
 def write_tokenizer(folder: Path, vocab_size: int) -> None:
