@@ -87,6 +87,18 @@ def test_a_users_own_sentences_are_the_last_that_the_llm_sees(loaded, frames, ju
     assert [c.llm for c in found[0]] != [c.llm for c in judged[0]]
 
 
+def test_a_users_change_of_frames_is_read_with(loaded, frames, plain):
+    shift = np.full(loaded.card["encoder"]["dim"], 0.5, np.float32)
+    own = dataclasses.replace(loaded, params={**loaded.params, "frames": {"shift": shift}})
+    moved = [one + shift for one in frames]
+    assert reading.Reader(own, PLAIN).candidates(frames) != plain
+    np.testing.assert_allclose(
+        [cs[0].ctc for cs in reading.Reader(own, PLAIN).candidates(frames)],
+        [cs[0].ctc for cs in reading.Reader(loaded, PLAIN).candidates(moved)],
+        rtol=1e-4,
+    )
+
+
 def test_fusion_scores_at_least_as_high_as_rescoring(loaded, frames, judged):
     config = dataclasses.replace(WITH_LLM, method="fusion")
     reader = reading.Reader(loaded, config, tiny_world.SENTENCES)

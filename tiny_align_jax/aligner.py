@@ -221,14 +221,21 @@ class Aligner:
 def _hear(
     ear: Ear, params: PyTree, frozen: Frozen, features_BTE: Array, num_frames_B: Array
 ) -> tuple[Any, Any, Reading]:
-    mask_BT = jnp.arange(features_BTE.shape[1])[None] < num_frames_B[:, None]
-    features_BTE = change_frames(params.get("frames", {}), features_BTE)
-    variables = {"params": params["projector"]}
-    audio_BAD, audio_mask_BA = ear.projector.apply(variables, features_BTE, mask_BT)
+    audio_BAD, audio_mask_BA = project(ear, params, features_BTE, num_frames_B)
     reading = ear.objective.read(
         ear.objective_config, params["objective"], audio_BAD, audio_mask_BA, frozen
     )
     return audio_BAD, audio_mask_BA, reading
+
+
+def project(
+    ear: Ear, params: PyTree, features_BTE: Array, num_frames_B: Array
+) -> tuple[Array, Array]:
+    """Projected audio and its mask, of frames as `Aligner.params` takes them; to be called under jit."""
+    mask_BT = jnp.arange(features_BTE.shape[1])[None] < num_frames_B[:, None]
+    features_BTE = change_frames(params.get("frames", {}), features_BTE)
+    projected: Any = ear.projector.apply({"params": params["projector"]}, features_BTE, mask_BT)
+    return projected
 
 
 def change_frames(change: Mapping[str, Array], features_BTE: Array) -> Array:

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from tiny_align_jax import transcribe
-from tiny_align_jax.aligner import Aligner
+from tiny_align_jax.aligner import Aligner, project
 from tiny_align_jax.data import audio, batching, vocabulary
 from tiny_align_jax.features import pipeline
 from tiny_align_jax.types import (
@@ -204,11 +204,8 @@ class ForcedAligner:
 
     def _log_probs(self, params, frozen, features_TE: Array, num_frames) -> tuple[Any, Any]:
         ear = self._aligner.ear
-        mask_BT = (jnp.arange(features_TE.shape[0]) < num_frames)[None]
-        outputs: Any = ear.projector.apply(
-            {"params": params["projector"]}, features_TE[None], mask_BT
-        )
-        audio_BAD, audio_mask_BA = outputs
+        num_frames_B = jnp.reshape(num_frames, (1,))
+        audio_BAD, audio_mask_BA = project(ear, params, features_TE[None], num_frames_B)
         log_probs_BAV: Any = ear.objective.log_probs(
             ear.objective_config, params["objective"], audio_BAD, frozen
         )

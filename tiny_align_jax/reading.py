@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from tiny_align_jax import beam, checks, language, ngram, related
-from tiny_align_jax.aligner import Aligner, Ear
+from tiny_align_jax.aligner import Aligner, Ear, project
 from tiny_align_jax.candidates import Candidate, choose, ranked
 from tiny_align_jax.data import batching
 from tiny_align_jax.data.vocabulary import spoken_form
@@ -200,10 +200,7 @@ class Reader:
 def _log_probs(
     ear: Ear, params: PyTree, frozen: Frozen, features_BTE: Array, num_frames_B: Array
 ) -> tuple[Array, Array]:
-    mask_BT = jnp.arange(features_BTE.shape[1])[None] < num_frames_B[:, None]
-    variables = {"params": params["projector"]}
-    heard: Any = ear.projector.apply(variables, features_BTE, mask_BT)
-    audio_BAD, audio_mask_BA = heard
+    audio_BAD, audio_mask_BA = project(ear, params, features_BTE, num_frames_B)
     log_probs = ear.objective.log_probs(
         ear.objective_config, params["objective"], audio_BAD, frozen
     )

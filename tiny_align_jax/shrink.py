@@ -156,7 +156,5 @@ def _layers(count: int, scores_L: np.ndarray) -> tuple[int, ...]:
 def _lines(vocabulary_name: str) -> list[str]:
     if vocabulary_name == TRAIN:
         return []
-    lines = checks.lines_of(
-        "shrink.vocabulary", vocabulary_name, "'', 'train' or a UTF-8 text file"
-    )
+    lines = checks.lines_of("shrink.vocabulary", vocabulary_name, "'', 'train' or a text file")
     return [line for line in lines if line.strip()]
