@@ -71,16 +71,13 @@ def write_gguf(
 
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    else:
+    kind = gguf.GGUFValueType.get_type(value)
+    if kind is gguf.GGUFValueType.ARRAY:
         writer.add_array(key, value)
+    elif kind is gguf.GGUFValueType.INT32:
+        writer.add_uint32(key, value)
+    else:
+        writer.add_key_value(key, value, kind)
 
 
 LLAMA_METADATA = {

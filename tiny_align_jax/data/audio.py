@@ -80,26 +80,6 @@ def read_audio(
     return soxr.resample(waveform_S, rate_hz, SAMPLE_RATE_HZ)
 
 
-def duration_s(path: str | pathlib.Path) -> float:
-    """Length of a file in seconds, from its header.
-
-    Raises:
-        AudioError: missing or unreadable.
-    """
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise AudioError(
-            f"{path}: no such audio file; check the corpus root and the manifest's path"
-        )
-    try:
-        info = soundfile.info(path)
-    except (soundfile.LibsndfileError, RuntimeError) as error:
-        raise AudioError(
-            f"{path}: cannot read its header ({error}); damaged or not audio"
-        ) from error
-    return info.frames / info.samplerate
-
-
 def _read_stretch(
     file: soundfile.SoundFile,
     path: pathlib.Path,

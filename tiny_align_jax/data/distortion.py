@@ -53,12 +53,6 @@ def check(text: str) -> None:
         _parse(part)
 
 
-def length_factor(text: str) -> float:
-    """How much longer the waveform becomes, e.g. 1.11 for 'speed:0.9'."""
-    parts = [_parse(part) for part in filter(None, text.split("+"))]
-    return float(np.prod([1 / value for kind, value, _ in parts if kind == "speed"]))
-
-
 def _parse(part: str) -> tuple[str, float, list[str]]:
     kind, _, rest = part.partition(":")
     number, _, files = rest.partition(":")

@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import json
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -165,32 +165,6 @@ class FeatureCache:
             # As a plain array: np.memmap's own slicing costs ten times as much.
             self._shards[entry.shard] = shard = np.asarray(shard)
         return shard[entry.offset : entry.offset + entry.num_frames]
-
-    def as_array(self, keys: Sequence[str], max_frames: int | None = None) -> np.ndarray:
-        """Frames of several utterances, zero-padded: float16 [len(keys), max_frames, dim].
-
-        For one batch, or for a whole split that is to live on the accelerator.
-
-        Args:
-            keys: utterances, in order; may repeat.
-            max_frames: frames a row; None means those of the longest.
-
-        Raises:
-            CacheError: not in the cache, or longer than `max_frames`.
-        """
-        num_frames = [self.num_frames(key) for key in keys]
-        longest = max(num_frames, default=0)
-        max_frames = longest if max_frames is None else max_frames
-        if longest > max_frames:
-            key = keys[num_frames.index(longest)]
-            raise CacheError(
-                f"utterance {key[:12]} has {longest} frames, rows hold {max_frames}; use more frames "
-                "a row, or a shorter window when extracting"
-            )
-        frames_NTE = np.zeros((len(keys), max_frames, self.dim), STORE_DTYPE)
-        for row_TE, key, count in zip(frames_NTE, keys, num_frames, strict=True):
-            row_TE[:count] = self.frames(key)
-        return frames_NTE
 
     def _entry(self, key: str) -> Entry:
         try:

@@ -218,11 +218,8 @@ def _stored_rows(file: Path, tensor: StoredTensor) -> np.ndarray:
 
 def _add(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
     """Metadata that readers of weights need: numbers and texts; lists belong to the tokenizer."""
-    if isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, int):
-        writer.add_uint32(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
+    kind = gguf.GGUFValueType.get_type(value)
+    if kind is gguf.GGUFValueType.INT32 and value >= 0:  # counts, which llama.cpp writes unsigned
+        kind = gguf.GGUFValueType.UINT32
+    if kind is not gguf.GGUFValueType.ARRAY:
+        writer.add_key_value(key, value, kind)
