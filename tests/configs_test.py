@@ -15,10 +15,12 @@ from ml_collections import ConfigDict
 import configs
 from configs import common
 from configs import personalize as personalize_config
+from tests.datasets import datasets_talkbank_test
 from tiny_align_jax import registry, sweep
 from tiny_align_jax.adapt import recipe
 from tiny_align_jax.data import augment, prompts
 from tiny_align_jax.train import loop, mixture, optimizer, setup
+from tiny_align_jax.types import ConfigError
 
 FOLDER = pathlib.Path(configs.__file__).parent
 MODULES = sorted(
@@ -77,7 +79,7 @@ def test_every_file_is_a_config_or_says_that_it_is_none():
     files = {p.relative_to(FOLDER.parent).with_suffix("") for p in FOLDER.rglob("*.py")}
     names = {".".join(p.parts) for p in files if p.name != "__init__"}
     presets = {name for name in names if name.startswith("configs.devices.")}
-    assert names - set(MODULES) - presets <= {"configs.common"}
+    assert names - set(MODULES) - presets <= {"configs.common", "configs.tables"}
     assert {"configs.so762", "configs.quickstart"} <= set(MODULES)
     assert {"", "tiny"} <= set(_arguments("configs.so762"))
 
@@ -143,3 +145,27 @@ def test_base_shows_the_defaults_of_the_code():
         assert registry.make_config(module, base[section]) == module.Config()
     module, config = registry.from_section("projectors", base["projector"])
     assert config == module.Config()
+
+
+def test_transcripts_without_a_test_set_are_dealt_into_folds(tmp_path):
+    people = "abcdefg"
+    for name in people:
+        datasets_talkbank_test.put(
+            tmp_path,
+            name,
+            datasets_talkbank_test.chat(
+                datasets_talkbank_test.tier(f"word {name}", 0, 300), media=f"{name}, audio"
+            ),
+            f"{name}.wav",
+        )
+    scored = []
+    for fold in range(5):
+        config = _plain("configs.corpus", "talkbank")
+        config["dataset"]["talkbank"]["root"] = str(tmp_path)
+        config["split"]["fold"] = fold
+        split = setup.read_split(config | {"split": config["split"] | {"validation_speakers": 1}})
+        assert len(split.train) == len(people) - 1 - len(split.test)
+        scored += [u.text for u in split.test]
+    assert sorted(scored) == [f"word {name}" for name in people]
+    with pytest.raises(ConfigError, match=r"set split\.test to"):
+        setup.read_split(config | {"split": config["split"] | {"test": "all"}})

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from tests import tiny_world
-from tiny_align_jax import language, reading_config, reading_tune
+from tiny_align_jax import language, reading, reading_config, reading_tune
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.candidates import Candidate
 from tiny_align_jax.types import ConfigError, Utterance
@@ -99,6 +99,9 @@ def test_a_whole_tuning_gives_settings_that_load(tmp_path):
     (world.workdir / reading_config.FILE).write_text(json.dumps(report))
     assert reading_config.load_config(world.workdir, "rescore") == rows[1].config
     assert reading_tune.markdown(rows, 0.9).count("\n") == 2 + len(rows)
+    for row in rows[:2]:  # who reads with fitted weights makes the errors that the fit counted
+        heard = reading.Reader(aligner, row.config, tiny_world.SENTENCES).read(frames)
+        assert reading_tune.corpus_wer(config, utterances, heard) == row.wer
 
 
 def test_of_several_contexts_the_best_held_out_is_kept():

@@ -60,7 +60,7 @@ class Reader:
         if config.method == "greedy":
             raise ConfigError("greedy reading needs no reader; use `Aligner.hear`")
         _check_members(aligner, members)
-        if not texts and (config.ngram_weight or (config.needs_llm and config.context)):
+        if not texts and (_needs_ngram(config) or (config.needs_llm and config.context)):
             raise ConfigError(
                 "training transcripts are needed for n-grams and for the LLM's context; give them, or "
                 "set ngram_weight and context to 0"
@@ -69,7 +69,7 @@ class Reader:
         self.seconds: dict[str, float] = dict.fromkeys(("hear", "search", "judge"), 0.0)
         self._aligner, self._aligners = aligner, (aligner, *members)
         self._ngram = self._ngram_score = self._judge = None
-        if config.ngram_weight:
+        if _needs_ngram(config):
             self._ngram = _count(aligner, config, texts)
             self._ngram_score = language.ngram_score(self._ngram)
         if config.needs_llm:
@@ -158,13 +158,13 @@ class Reader:
             width=max(c.width, c.num_best),
             top_rows=c.top_rows,
             margin=c.margin,
-            row_bonus=c.row_bonus,
+            row_bonus=c.search[1],
         )
 
     def _fused_score(self) -> beam.Score | None:
         c, opinions = self.config, []
         if self._ngram_score:
-            opinions.append((c.ngram_weight, self._ngram_score))
+            opinions.append((c.search[0], self._ngram_score))
         if c.method == "fusion" and self._judge:
             opinions.append((c.llm_weight, self._judge.score(self._aligner.vocabulary)))
         return language.mix(opinions)
@@ -248,9 +248,13 @@ def load(aligner: Aligner, cache_dir: str | os.PathLike, config: Config) -> Read
     texts: Sequence[str] = ()
     if config.transcripts:
         texts = checks.lines_of("transcripts", config.transcripts)
-    elif config.ngram_weight or (config.needs_llm and config.context):
+    elif _needs_ngram(config) or (config.needs_llm and config.context):
         texts = transcripts(aligner)
     return Reader(aligner, config, texts, members)
+
+
+def _needs_ngram(config: Config) -> bool:
+    return bool(config.ngram_weight or config.search[0])
 
 
 def _count(aligner: Aligner, config: Config, texts: Sequence[str]) -> ngram.Ngram:

@@ -37,6 +37,9 @@ class Config:
         width, top_rows, margin: of the beam, see `beam.Config`.
         num_best: texts that are judged as a whole.
         llm_weight, ngram_weight, row_bonus: of the score.
+        search_ngram_weight, search_row_bonus: of the beam that makes the texts to be judged; None for those
+            of the score. They belong apart: a bonus that balances the LLM's judgement of a text fills
+            a beam that the LLM has no part in with texts that are too long.
         ngram_order: longest n-gram.
         ngram_texts: further sentences for the n-gram model, a file of one a line; never test text.
         transcripts: training transcripts, a file of one a line; '' takes them from the corpus.
@@ -55,6 +58,8 @@ class Config:
     llm_weight: float = 0.4
     ngram_weight: float = 0.2
     row_bonus: float = 1.0
+    search_ngram_weight: float | None = None
+    search_row_bonus: float | None = None
     ngram_order: int = 3
     ngram_texts: str = ""
     transcripts: str = ""
@@ -67,6 +72,15 @@ class Config:
         weights = ("llm_weight", "ngram_weight", "consensus", "context")
         problems = [*checks.below(self, 0, *weights), *checks.below(self, 1, "num_best")]
         checks.refuse("reading", [*checks.unlisted(self, method=METHODS), *problems])
+
+    @property
+    def search(self) -> tuple[float, float]:
+        """N-gram weight and bonus of the beam."""
+        weight, bonus = self.search_ngram_weight, self.search_row_bonus
+        return (
+            self.ngram_weight if weight is None else weight,
+            self.row_bonus if bonus is None else bonus,
+        )
 
     @property
     def needs_llm(self) -> bool:

@@ -143,7 +143,13 @@ def tune(
         tried.append(keep(_fit(config, how, _table(config, judged, utterances), seconds + judge_s)))
     best = min(tried, key=lambda row: row.held_out)
     if "fusion" in config.methods:
-        how = dataclasses.replace(best.config, method="fusion", consensus=0.0)
+        how = dataclasses.replace(
+            best.config,
+            method="fusion",
+            consensus=0.0,
+            search_ngram_weight=None,  # the LLM has a part in that beam
+            search_row_bonus=None,
+        )
         inside = reading.Reader(aligner, how, texts, members)
         fused, seconds = _candidates(inside, frames)
         keep(_fit(config, how, _table(config, fused, utterances), seconds))
@@ -186,11 +192,14 @@ def line(row: Row) -> str:
 
 def _start(config: Config) -> reading_config.Config:
     """Where candidates for tuning come from: a wide beam with a little help."""
+    weight, bonus = 0.2 if any(config.ngram_weights) else 0.0, 0.5
     return reading_config.Config(
         method="beam",
         num_best=config.num_best,
-        ngram_weight=0.2 if any(config.ngram_weights) else 0.0,
-        row_bonus=0.5,
+        ngram_weight=weight,
+        row_bonus=bonus,
+        search_ngram_weight=weight,  # who reads makes its texts as they were made for the fit
+        search_row_bonus=bonus,
         ngram_order=config.ngram_order,
         ngram_texts=config.ngram_texts,
         members=config.members,

@@ -140,6 +140,22 @@ def test_a_copy_of_a_test_recording_under_another_name_is_found():
     assert not splits.leaks(split, digest_of=other)
 
 
+def test_folds_over_speakers_score_everybody_once():
+    said = _train(14, ages=(7, 7, 12, 30))
+    folds = [splits.speaker_fold(said, 4, fold) for fold in range(4)]
+    scored = [speaker for _, test in folds for speaker in {u.speaker_id for u in test}]
+    assert sorted(scored) == sorted({u.speaker_id for u in said})
+    for train, test in folds:
+        assert len(train) + len(test) == len(said)
+        assert splits.leaks(splits.held_out(train, test, 2)) == []
+        assert {splits.age_band(u.age) for u in test} >= {"6-9"}
+    assert splits.speaker_fold(said[::-1], 4, 1)[1] == folds[1][1][::-1]
+    assert splits.speaker_fold(said, 4, 1, seed=1) != folds[1]
+    for num_folds, fold in ((15, 0), (4, 4), (1, 0)):
+        with pytest.raises(ConfigError, match="over 14 speakers"):
+            splits.speaker_fold(said, num_folds, fold)
+
+
 def test_a_speakers_folds_share_no_test_utterance_and_are_drawn_by_seed():
     said = [_utterance(f"u{i:02d}", f"sentence {i}", "me") for i in range(20)]
     folds = [splits.within_speaker(said, 6, 3, fold) for fold in range(3)]

@@ -74,6 +74,33 @@ def held_out(
     )
 
 
+def speaker_fold(
+    utterances: Sequence[Utterance], num_folds: int, fold: int, seed: int = 0
+) -> tuple[list[Utterance], list[Utterance]]:
+    """Utterances to learn from and to score, of different speakers: for a corpus without a test set.
+
+    Every speaker is scored in one fold, and the folds have about the same mix of age bands.
+
+    Args:
+        utterances: of the whole corpus.
+        num_folds: parts that the speakers are dealt to.
+        fold: the part to score, counted from 0.
+        seed: of the deal.
+
+    Raises:
+        ConfigError: fewer speakers than folds, or no such fold.
+    """
+    order = _speakers_by_band(utterances, seed)
+    if not 2 <= num_folds <= len(order) or not 0 <= fold < num_folds:
+        raise ConfigError(
+            f"split: no fold {fold} of {num_folds} over {len(order)} speakers; expected 2 to {len(order)} "
+            "folds (num_folds), counted from 0 (fold)"
+        )
+    scored = set(order[fold::num_folds])
+    rest = [u for u in utterances if u.speaker_id not in scored]
+    return rest, [u for u in utterances if u.speaker_id in scored]
+
+
 def within_speaker(
     utterances: Sequence[Utterance],
     num_test: int,

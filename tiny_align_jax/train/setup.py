@@ -234,6 +234,15 @@ def read_split(config: Mapping[str, Any]) -> splits.Split:
     section = config["split"]
     train = module.read(module_config, section["train"])
     test = module.read(module_config, section["test"]) if section["test"] else []
+    if section.get("num_folds"):  # not in configs of earlier runs
+        if test:
+            raise ConfigError(
+                f"split.num_folds={section['num_folds']} beside split.test={section['test']!r}: folds make "
+                "a test set of train's speakers; set split.test to ''"
+            )
+        train, test = splits.speaker_fold(
+            train, section["num_folds"], section["fold"], section["seed"]
+        )
     split = splits.held_out(
         train,
         test,
