@@ -131,7 +131,8 @@ class Aligner:
         rows = vocabulary.from_json(card["vocabulary"], words.token_strings(), words.eos_id, words)
         held = _held(card, "llm")
         table_VD = loading.embedding_rows(llm_folder, rows.row_ids, held)
-        frozen = Frozen(table_VD=jnp.asarray(table_VD), row_ids_V=jnp.asarray(rows.row_ids))
+        # `device_put` takes it over on a CPU, `asarray` would copy it.
+        frozen = Frozen(table_VD=jax.device_put(table_VD), row_ids_V=jnp.asarray(rows.row_ids))
         ear = make_ear(card)
         params = load_params(folder / WEIGHTS_FILE, ear, card, frozen)
         llm = _load_llm(llm_folder, config, held, folder / LORA_FILE) if need_llm else None
