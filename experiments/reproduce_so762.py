@@ -58,8 +58,6 @@ _OTHERS = {
         "--config.llm.asset=gemma-3-270m",
     ),
 }
-# Triton's matrix products are tuned by compiling dozens of candidates each: 7 CPU minutes a run here.
-_XLA_FLAGS = "--xla_gpu_enable_triton_gemm=false"
 
 
 def main(argv):
@@ -119,12 +117,7 @@ def _evaluate(run: Path) -> Path:
 def _call(experiment: str, run: Path, *arguments: str) -> Path:
     command = [sys.executable, "-m", f"experiments.{experiment}", *arguments]
     command.append(f"--cache_dir={_main.CACHE_DIR.value}")
-    environment = {
-        **os.environ,
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} {_XLA_FLAGS}",
-        "JAX_COMPILATION_CACHE_DIR": str(Path(_main.CACHE_DIR.value) / "jit"),
-    }
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}  # several share a GPU
     start_s = time.monotonic()
     run.mkdir(parents=True, exist_ok=True)
     with (run / f"{experiment}.out").open("w") as log:

@@ -121,18 +121,17 @@ def evaluate(
     stopped: tuple[bool, ...] = ()
     prompt_text = None
     if config.use_llm:
+        pairs += [(ANSWER, system) for system in (FUSED, HEARD) if system in systems]
         responder = aligner.responder(settings=settings)
         prompt_text = responder.prompt.text
         truths = [aligner.embed_text(u.text) for u in utterances]
+        answers: dict[str, list[Answer]] = {}
         for name, inputs in ((ANSWER, vectors), (ORACLE, truths)):
             start_s = time.monotonic()
-            answers = _ask(responder, inputs, name, progress)
+            answers[name] = _ask(responder, inputs, name, progress)
             seconds[name] = round(time.monotonic() - start_s, 2)
-            systems[name] = [a.text for a in answers]
-            if name == ANSWER:
-                stopped = tuple(a.stopped for a in answers)
-    if config.use_llm:
-        pairs += [(ANSWER, system) for system in (FUSED, HEARD) if system in systems]
+            systems[name] = [a.text for a in answers[name]]
+        stopped = tuple(a.stopped for a in answers[ANSWER])
     metrics = {
         **_about(aligner, config, partial, prompt_text),
         "num_utterances": len(utterances),
@@ -187,24 +186,18 @@ def hear_all(
         config: batch size, buckets and snap mode.
         progress: show a progress bar.
     """
-    num_frames = np.array([len(f) for f in frames], np.int32)
-    none = [np.zeros(1, np.int32)] * len(frames)
-    ids = [str(i) for i in range(len(frames))]
-    data = batching.make_examples(ids, num_frames.tolist(), none, lambda i: frames[i])
-    buckets = batching.bucket_lengths(num_frames, config.num_buckets)
+    data = batching.of_frames(frames)
     texts: dict[int, str] = {}
     vectors: dict[int, np.ndarray] = {}
     with tqdm.tqdm(total=len(frames), desc="hearing", disable=not progress) as bar:
-        for group in batching.one_epoch(data, config.batch_size, buckets):
-            index_B, weight_B = group.index_KB[0], group.weight_KB[0]
-            batch = batching.gather(data, index_B, weight_B, group.max_frames)
+        for batch in batching.batches_of(data, config.batch_size, config.num_buckets):
             hearing = aligner.hear(batch.features_BTE, batch.num_frames_B)
-            for row in np.flatnonzero(weight_B):
-                index = int(index_B[row])
+            for row in np.flatnonzero(batch.weight_B):
+                index = int(batch.index_B[row])
                 texts[index] = hearing.texts[row]
                 if config.use_llm:
                     vectors[index] = aligner.snap(hearing, int(row), config.snap)
-            bar.update(int(weight_B.sum()))
+            bar.update(int(batch.weight_B.sum()))
     order = range(len(frames))
     return [texts[i] for i in order], [vectors[i] for i in order] if config.use_llm else []
 

@@ -126,21 +126,14 @@ class Reader:
 
     def emissions(self, frames: Sequence[np.ndarray]) -> list[beam.Emissions]:
         """Pruned probabilities of every utterance, averaged over the members."""
-        num_frames = np.array([len(f) for f in frames], np.int32)
-        none = [np.zeros(1, np.int32)] * len(frames)
-        ids = [str(i) for i in range(len(frames))]
-        data = batching.make_examples(ids, num_frames.tolist(), none, lambda i: frames[i])
-        buckets = batching.bucket_lengths(num_frames, 3)
         found: dict[int, beam.Emissions] = {}
         size = min(_BATCH, len(frames))
-        for group in batching.one_epoch(data, size, buckets):
-            index_B, weight_B = group.index_KB[0], group.weight_KB[0]
-            batch = batching.gather(data, index_B, weight_B, group.max_frames)
+        for batch in batching.batches_of(batching.of_frames(frames), size, 3):
             outputs = jax.device_get(self._hear(batch.features_BTE, batch.num_frames_B))
-            for row in np.flatnonzero(weight_B):
+            for row in np.flatnonzero(batch.weight_B):
                 rows_AK, log_probs_AK, blank_A, mask_A = (x[row] for x in outputs)
                 n = int(mask_A.sum())
-                found[int(index_B[row])] = beam.Emissions(
+                found[int(batch.index_B[row])] = beam.Emissions(
                     rows_AK[:n], log_probs_AK[:n], blank_A[:n]
                 )
         return [found[i] for i in range(len(frames))]

@@ -128,7 +128,7 @@ def check_readings(pair, batch):
 def test_switches_equal_ours(objective, values):
     run = tiny.make_run(objective=objective, augment_config=OFF)
     config = run.spec.objective.Config(**values)
-    batch = next(iter(loop.batches_of(run.examples, 4, 1)))
+    batch = next(iter(batching.batches_of(run.examples, 4, 1)))
     audio = np.random.default_rng(0).normal(size=(4, 10, tiny.WIDTH)).astype(np.float32)
     valid = np.ones((4, 10), bool)
     params = run.spec.objective.init(config, jax.random.key(0), run.frozen)

@@ -167,7 +167,8 @@ class Validation:
     @torch.no_grad()
     def __call__(self) -> dict[str, float]:
         """Scores; none without validation speakers."""
-        from tiny_align_jax.train import loop, through_llm
+        from tiny_align_jax.data import batching
+        from tiny_align_jax.train import through_llm
 
         if self._data.validation is None:
             return {}
@@ -175,7 +176,7 @@ class Validation:
         if isinstance(self._model.objective, objectives.NextToken):
             self._generator = self._generator or self._make_generator()
         texts, truths = [], []
-        for batch in loop.batches_of(self._data.validation, 32, 2):
+        for batch in batching.batches_of(self._data.validation, 32, 2):
             features = torch.from_numpy(batch.features_BTE).to(self._device)
             frames = torch.from_numpy(np.asarray(batch.num_frames_B)).to(self._device)
             real = np.flatnonzero(batch.weight_B)

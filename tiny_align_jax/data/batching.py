@@ -75,6 +75,12 @@ def make_examples(
     return Examples(tuple(ids), np.array(num_frames, np.int32), padded, num_targets, frames)
 
 
+def of_frames(frames: Sequence[np.ndarray]) -> Examples:
+    """Frames of utterances, one [T_i, E] array each, as examples without targets: to be read."""
+    ids, none = [str(i) for i in range(len(frames))], [np.zeros(1, np.int32)] * len(frames)
+    return make_examples(ids, [len(f) for f in frames], none, lambda i: frames[i])
+
+
 def bucket_lengths(num_frames_N: np.ndarray, num_buckets: int) -> tuple[int, ...]:
     """Padded lengths that hold equal shares of the utterances, rounded up to the multiple."""
     quantiles = np.quantile(
@@ -140,6 +146,13 @@ def gather(examples: Examples, index_B: np.ndarray, weight_B: np.ndarray, max_fr
         weight_B=weight_B,
         index_B=index_B.astype(np.int32),
     )
+
+
+def batches_of(examples: Examples, batch_size: int, num_buckets: int) -> Iterator[Batch]:
+    """Every example once, padded to few lengths: for validation and evaluation."""
+    buckets = bucket_lengths(examples.num_frames_N, num_buckets)
+    for group in one_epoch(examples, batch_size, buckets):
+        yield gather(examples, group.index_KB[0], group.weight_KB[0], group.max_frames)
 
 
 def _epoch(examples, batch_size, buckets, steps_per_group, seed, epoch, shuffle):

@@ -462,10 +462,3 @@ def _require_finite(run: Run, group: batching.Group, k: int, host: dict, step: i
         f"{' ...' if len(names) > 8 else ''}. The last checkpoint is intact. Look at these "
         "utterances' audio and text, or lower optimizer.learning_rate."
     )
-
-
-def batches_of(examples: batching.Examples, batch_size: int, num_buckets: int) -> Iterator[Batch]:
-    """Every example once, padded to few lengths: for validation and evaluation."""
-    buckets = batching.bucket_lengths(examples.num_frames_N, num_buckets)
-    for group in batching.one_epoch(examples, batch_size, buckets):
-        yield batching.gather(examples, group.index_KB[0], group.weight_KB[0], group.max_frames)

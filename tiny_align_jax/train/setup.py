@@ -421,7 +421,7 @@ def make_validation(
 
     def validate(params: PyTree) -> dict[str, float]:
         texts, truths = [], []
-        for batch in loop.batches_of(data, 32, 2):
+        for batch in batching.batches_of(data, 32, 2):
             reading = read(params, frozen, batch.features_BTE, batch.num_frames_B)
             kept = zip(
                 np.asarray(reading.rows_BA),

@@ -16,7 +16,6 @@ import numpy as np
 from tiny_align_jax import decode, lora, registry
 from tiny_align_jax.data import batching, prompts, vocabulary
 from tiny_align_jax.responder import Llm, Responder
-from tiny_align_jax.train import loop
 from tiny_align_jax.train.step import StepSpec
 from tiny_align_jax.types import ConfigError, Frozen, PyTree
 from tiny_align_jax.weights import loading
@@ -109,7 +108,7 @@ def make_validation(
         heard, truths, reads = [], [], responder
         if adapters := params["objective"].get("lora"):
             reads = Responder(Llm(model, lora.merge(frozen.llm, adapters)), words, prompt, settings)
-        for batch in loop.batches_of(data, 32, 2):
+        for batch in batching.batches_of(data, 32, 2):
             mask_BT = jnp.arange(batch.features_BTE.shape[1])[None] < batch.num_frames_B[:, None]
             outputs = project({"params": params["projector"]}, batch.features_BTE, mask_BT)
             audio_BAD, valid_BA = (np.asarray(x) for x in outputs)
