@@ -42,9 +42,8 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
             "window_s": 10.24,  # every utterance is padded to it; part of the cache key
             "layers": (-1,),  # hidden states kept as features; -1 is the last
             "dtype": "float32",
-            "quantize": from_dataclass(
-                quantize.Config()
-            ),  # e.g. --config.encoder.quantize.weights=int8
+            # e.g. --config.encoder.quantize.weights=int8
+            "quantize": from_dataclass(quantize.Config()),
         }
     )
     config.features = ConfigDict(
@@ -76,11 +75,8 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
     config.optimizer = from_dataclass(optimizer.Config())
     config.train = from_dataclass(loop.Config())
     config.prompt = from_dataclass(prompts.Config())
-    config.evaluation = ConfigDict(
-        {
-            "snap": ""
-        }  # in sweeps; see `Aligner.snap`. '': evaluate's default, or 'none' for raw tokens
-    )
+    # In sweeps; see `Aligner.snap`. '': evaluate's default, or 'none' for raw tokens.
+    config.evaluation = ConfigDict({"snap": ""})
     config.device = from_dataclass(budget.Config())  # --device=NAME fills it
     return config
 

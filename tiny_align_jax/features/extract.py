@@ -96,11 +96,11 @@ def make_spec(
     strangers = [layer for layer in layers if not -depth - 1 <= layer <= depth]
     if strangers or not layers:
         raise ConfigError(
-            f"features.layers = {tuple(layers)}: the encoder has hidden states 0 to {depth} "
+            f"encoder.layers={tuple(layers)}: the encoder has hidden states 0 to {depth} "
             "(-1 is the final output); name at least one of them"
         )
     if window_s <= 0:
-        raise ConfigError(f"features.window_s = {window_s}, expected more than 0 seconds")
+        raise ConfigError(f"encoder.window_s={window_s}; expected more than 0 seconds")
     return cache.Spec(
         encoder=f"{encoder_module.__name__.rsplit('.', 1)[-1]} {encoder_config}",
         fingerprint=fingerprint,
@@ -219,10 +219,10 @@ class _Tally:
 
 def _check_policies(long: str, bad_audio: str) -> None:
     if long not in LONG_POLICIES:
-        raise ConfigError(f"features.long = {long!r}, expected one of {', '.join(LONG_POLICIES)}")
+        raise ConfigError(f"features.too_long={long!r}; expected one of {', '.join(LONG_POLICIES)}")
     if bad_audio not in BAD_POLICIES:
         raise ConfigError(
-            f"features.bad_audio = {bad_audio!r}, expected one of {', '.join(BAD_POLICIES)}"
+            f"features.bad_audio={bad_audio!r}; expected one of {', '.join(BAD_POLICIES)}"
         )
 
 

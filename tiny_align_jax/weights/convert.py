@@ -154,18 +154,18 @@ def convert(
         WeightsError: missing, unexpected, doubly matched or wrongly shaped names, all of them.
     """
     shapes = dict(named_leaves(target_shapes))
-    assignments = _assign(source, param_map, shapes)
-    by_target = _by_target(assignments)
+    by_target = _by_target(_assign(source, param_map, shapes))
+
+    def largest(target: str) -> int:
+        return max(math.prod(source.shape(a.source)) for a in by_target[target])
+
     values = {}
-    largest_first = lambda t: -max(math.prod(source.shape(n)) for n in by_target[t][0])  # noqa: E731
-    for target in sorted(by_target, key=largest_first):
-        names, rule = by_target[target]
-        store = (make_store and make_store(names, shapes[target], rule)) or ArrayStore(
-            shapes[target].shape, _dtype(shapes[target].dtype, dtype)
-        )
-        for a in assignments:
-            if a.target == target:
-                store.put(source, a.source, a.layer, a.rule)
+    for target in sorted(by_target, key=largest, reverse=True):
+        shape, parts = shapes[target], by_target[target]
+        store = _store(make_store, parts, shape)
+        store = store or ArrayStore(shape.shape, _dtype(shape.dtype, dtype))
+        for a in parts:
+            store.put(source, a.source, a.layer, a.rule)
         values[target] = place(target, store.value)
         del store
     return _tree(target_shapes, values)
@@ -181,19 +181,26 @@ def shapes_of(
     """Shapes and dtypes of what `convert` returns; `make_store`'s values have to be such themselves."""
     shapes = dict(named_leaves(target_shapes))
     values = {}
-    for name, (names, rule) in _by_target(_assign(source, param_map, shapes)).items():
-        store = make_store and make_store(names, shapes[name], rule)
-        plain = jax.ShapeDtypeStruct(shapes[name].shape, _dtype(shapes[name].dtype, dtype))
-        values[name] = store.value if store else plain
+    for target, parts in _by_target(_assign(source, param_map, shapes)).items():
+        shape = shapes[target]
+        store = _store(make_store, parts, shape)
+        plain = jax.ShapeDtypeStruct(shape.shape, _dtype(shape.dtype, dtype))
+        values[target] = store.value if store else plain
     return _tree(target_shapes, values)
 
 
-def _by_target(assignments: Sequence[_Assignment]) -> dict[str, tuple[list[str], Rule]]:
-    """Source names of every target, and the rule of one of them."""
-    found: dict[str, tuple[list[str], Rule]] = {}
+def _by_target(assignments: Sequence[_Assignment]) -> dict[str, list[_Assignment]]:
+    found: dict[str, list[_Assignment]] = {}
     for a in assignments:
-        found.setdefault(a.target, ([], a.rule))[0].append(a.source)
+        found.setdefault(a.target, []).append(a)
     return found
+
+
+def _store(
+    make_store: MakeStore | None, parts: Sequence[_Assignment], shape: jax.ShapeDtypeStruct
+) -> Store | None:
+    """What `make_store` wants for a target; None for a plain array."""
+    return make_store([a.source for a in parts], shape, parts[0].rule) if make_store else None
 
 
 def _tree(target_shapes: PyTree, values: Mapping[str, Any]) -> PyTree:
