@@ -116,7 +116,8 @@ def _set_up_jax() -> None:
             sys.modules["jax"].config.update(option, value)
     has_gpu_plugin = any(module.name.startswith("jax_cuda") for module in pkgutil.iter_modules())
     if has_gpu_plugin and "triton_gemm" not in os.environ.get("XLA_FLAGS", ""):
-        # Tuning Triton products took 7 CPU minutes of a run's start (docs/results.md).
+        # Tuning Triton products took 7 CPU minutes of a run's start (docs/results.md). The other kernels are
+        # tuned: without, a convolution's gradient takes a second a step instead of four milliseconds.
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_NO_TRITON_GEMM}".strip()
     mend_programs(Path(os.environ["JAX_COMPILATION_CACHE_DIR"]))
     logging.info(

@@ -11,7 +11,6 @@
 speakers), `stages` starts from `full`. Each stage writes WORKDIR/<stage>/report with tables and pictures.
 """
 
-import os
 import shlex
 import subprocess
 import sys
@@ -33,9 +32,6 @@ _FLAGS = flags.DEFINE_string(
 _ABLATIONS = "configs/ablations"
 _SEEDS = 3
 _BEST = 5
-# Triton's matrix products are tuned by compiling dozens of candidates each; a screen is not about speed. Without
-# any tuning a convolution's gradient takes a second a step instead of four milliseconds.
-_XLA_FLAGS = "--xla_gpu_enable_triton_gemm=false"
 
 
 def main(argv):
@@ -170,10 +166,8 @@ def _call(experiment, *arguments):
     """Runs an experiment; a failure is shown and does not stop what follows."""
     command = [sys.executable, "-m", f"experiments.{experiment}", *arguments]
     command.append(f"--cache_dir={_main.CACHE_DIR.value}")
-    given = os.environ.get("XLA_FLAGS", "")
-    flags_ = f"{given} {_XLA_FLAGS}".strip()
     print("+ " + shlex.join(command[1:]), flush=True)
-    done = subprocess.run(command, env={**os.environ, "XLA_FLAGS": flags_}, check=False)
+    done = subprocess.run(command, check=False)
     if done.returncode:
         print(f"{experiment} ended with {done.returncode}; going on with what is there", flush=True)
 

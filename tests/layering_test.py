@@ -53,10 +53,7 @@ GROUND = {"types", "checks"}
 EXCEPTIONS = {
     ("objectives", "ctc"): "the arithmetic that objectives with a learned alignment share",
     ("objectives", "lora"): "what objectives through the LLM may train inside it",
-    (
-        "synthesize",
-        "accents",
-    ): "what a speaker's accent does to phonemes, for voices that take them",
+    ("synthesize", "accents"): "what an accent does to phonemes, for voices that take them",
     ("projectors", "attention"): "encoders and projectors share one choice of kernel",
     ("encoders", "attention"): "the same",
     ("datasets", "synthesize"): "the synthetic corpus is spoken by it, and by nothing else",
