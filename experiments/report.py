@@ -14,7 +14,7 @@ from absl import flags
 
 from experiments import _main
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a sweep.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder of a sweep.", required=True)
 _SCORING = flags.DEFINE_string(
     "scoring", "", "Which scores, e.g. test/answer; default: most points'."
 )
@@ -33,7 +33,6 @@ _RACE = flags.DEFINE_multi_string(
 )
 _TITLE = flags.DEFINE_string("title", None, "Heading; default: the folder's name.")
 _OUT = flags.DEFINE_string("out", None, "Where to write; default: WORKDIR/report.")
-flags.mark_flag_as_required("workdir")
 
 
 def main(argv):

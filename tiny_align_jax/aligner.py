@@ -213,6 +213,11 @@ class Aligner:
         return Responder(self.require_llm(), self.tokenizer, built, settings or decode.Config())
 
     def require_llm(self) -> Llm:
+        """The LLM.
+
+        Raises:
+            ConfigError: loaded without it.
+        """
         if self.llm is None:
             raise ConfigError("this aligner was loaded without the LLM; load it with need_llm=True")
         return self.llm

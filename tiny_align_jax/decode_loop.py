@@ -192,6 +192,7 @@ def _take(sampling: Sampling, state: State, logits_BV: Array, stop_ids_K: Array)
 
 
 def draw(sampling: Sampling, logits_BV: Array, key_B: Array, step: Array) -> Array:
+    """The next id of every row, int32[B]: the likeliest at temperature 0, else drawn by its own key."""
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
     logits_BV = truncate(logits_BV / sampling.temperature, sampling.top_k, sampling.top_p)

@@ -126,6 +126,7 @@ def _draw_panel(axis, scores: Mapping[str, Mapping[str, Any]], metric: str) -> N
 
 
 def headline(metrics: Mapping[str, Any]) -> str:
+    """What was evaluated, in one line."""
     part = "PARTIAL (a drawn subset, not a result): " if metrics["partial"] else ""
     return (
         f"{part}{metrics['dataset']} {metrics['split']}, {metrics['num_utterances']} utterances of "
@@ -136,6 +137,7 @@ def headline(metrics: Mapping[str, Any]) -> str:
 
 
 def interval_note(metrics: Mapping[str, Any]) -> str:
+    """What the intervals were resampled over, in one line."""
     scores = next(iter(metrics["normalizers"].values()))["scores"]
     groups = next(iter(scores.values())).values()
     units = sorted({row["wer"]["resampled"] for row in groups})
