@@ -40,7 +40,7 @@ class TimeNorm(nn.Module):
         return y.astype(self.dtype)
 
 
-def _over_time(x_TC: jax.Array, mask_T: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _over_time(x_TC: Array, mask_T: Array) -> tuple[jax.Array, jax.Array]:
     """Mean and variance over the valid frames of one utterance, [1, C] each."""
     valid = mask_T[:, None]
     count = jnp.maximum(jnp.sum(valid), 1)
