@@ -1,7 +1,7 @@
-"""Every published table that needs a GPU, as jobs of `experiments.reproduce_all`: command, memory, cores, order.
+"""The published tables that need a GPU, as jobs of `experiments.reproduce_all`: command, memory, cores, order.
 
 Memory is what the processes of a job peaked at on an H100, with some room; a sweep divides it among its
-processes. What stands first is started first.
+processes. What stands first is started first. Not here: memory proofs, spoken requests, Whisper's own decoder.
 """
 
 from tiny_align_jax.jobs import Job
@@ -70,12 +70,11 @@ def _synthetic(spoken, sentences):
     # Streamed: 17 GB of frames on the device leave no room for a second run.
     steps = "--config.train.num_steps=6000 --config.train.resident=never"
     for seed in range(_SEEDS):
-        run = f"{{out}}/mixture_{seed}"
         name = f"mixture_{seed}"
-        yield _job(
-            name, f"{train} {steps} --config.seed={seed} --workdir={run}", 12, 3, "encode_spoken"
-        )
-        read = f"evaluate --noprogress --workdir={run} --reading=rescore"
+        workdir = f"--workdir={{out}}/{name}"
+        seeded = f"{train} {steps} --config.seed={seed} {workdir}"
+        yield _job(name, seeded, 12, 3, "encode_spoken")
+        read = f"evaluate --noprogress {workdir} --reading=rescore"
         weights = f"--reading_file={_PUBLISHED}/reading.json"
         yield _job(f"read_{seed}", f"{read} {weights}", 24, 3, name)
     for kind in ("pretrain", "mixture"):
@@ -100,11 +99,11 @@ def _users(base):
     chosen = ",".join(f"{{out}}/users/{part}" for part in parts)
     test = f"{study}test --base={base} --chosen={chosen} {grams} --num_best=16"
     yield _job("users_test", test, 50, 4, *(f"users_{part}" for part in parts))
-    window = "pooling=window --config.projector.bridgeformer.pool_stride=8"
+    bridge = {"positions": "none", "num_tokens": 16, "pooling": "window", "pool_stride": 8}
+    keys = [f"--config.projector.bridgeformer.{key}={value}" for key, value in bridge.items()]
     paper = (
         "train --noprogress --config=configs/so762.py --config.objective.name=embedlink "
-        "--config.objective.embedlink.pad_weight=0.3 --config.projector.bridgeformer.positions=none "
-        f"--config.projector.bridgeformer.num_tokens=16 --config.projector.bridgeformer.{window}"
+        f"--config.objective.embedlink.pad_weight=0.3 {' '.join(keys)}"
     )
     yield _job("paper", f"{paper} --workdir={{out}}/paper", 8, 3, "features")
     both = "--dev_base={out}/paper --base={out}/paper --methods=norms,speaker_vector,last_layer"

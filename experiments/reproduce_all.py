@@ -1,4 +1,4 @@
-"""Runs every published table that needs a GPU, as many jobs side by side as memory and cores allow.
+"""Runs the published tables that need a GPU, as many jobs side by side as memory and cores allow.
 
     python -m experiments.reproduce_all --out=workdirs/tables
     python -m experiments.reproduce_all --out=workdirs/tables --only=users_test,race      # and what they need
@@ -34,14 +34,13 @@ def main(argv):
     found = jobs.choose(tables.get_jobs(_SPOKEN.value, _SENTENCES.value), _ONLY.value, _SKIP.value)
     if _LIST.value:
         for job in found:
-            about = f"{job.gpu_gb:g} GB, {job.cores} cores" + (
-                f", alone: {job.quiet}" * bool(job.quiet)
-            )
-            print(f"{job.name}  ({about}; after: {', '.join(job.after) or 'nothing'})")
+            alone = f", alone on the {job.quiet}" if job.quiet else ""
+            after = ", ".join(job.after) or "nothing"
+            print(f"{job.name}  ({job.gpu_gb:g} GB, {job.cores} cores{alone}; after: {after})")
             print(f"    python {job.command}")
         return
-    out, machine = Path(_OUT.value), jobs.Machine.here()
-    state = jobs.run(found, out, machine, os.environ, _BUDGET_S.value, _say)
+    machine = jobs.Machine.here(os.environ.get("CUDA_VISIBLE_DEVICES", ""))
+    state = jobs.run(found, Path(_OUT.value), machine, os.environ, _BUDGET_S.value, _say)
     print(jobs.table(found, state))
     sys.exit(any(state.get(job.name, {}).get("status") != jobs.FINISHED for job in found))
 

@@ -134,6 +134,21 @@ def test_every_published_table_fits_one_large_gpu_and_names_what_exists():
             assert (ROOT / config).is_file(), (job.name, config)
 
 
+def test_only_visible_gpus_are_taken_by_their_names(tmp_path, monkeypatch):
+    fake = tmp_path / "nvidia-smi"
+    fake.write_text("#!/bin/sh\nprintf '0, GPU-a, 40960\\n1, GPU-b, 81559\\n'\n")
+    fake.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    both = jobs.Machine.here()
+    assert both.gpu_names == ("0", "1")
+    assert [round(gb) for gb in both.gpus_gb] == [43, 86]
+    assert jobs.Machine.here("1").gpu_names == ("1",)
+    assert jobs.Machine.here("GPU-b,0").gpu_names == ("GPU-b", "0")
+    show = _job("a", "import os; print(os.environ['CUDA_VISIBLE_DEVICES'])")
+    _run(tmp_path / "x", show, machine=jobs.Machine.here("1"))
+    assert (tmp_path / "x" / "logs" / "a.log").read_text().strip() == "1"
+
+
 def test_a_machine_without_gpus_runs_them_by_cores(tmp_path):
     state, _ = _run(tmp_path, _job("a", "pass", gpu_gb=50.0), machine=jobs.Machine((), 2))
     assert state == {"a": "finished"}

@@ -56,21 +56,33 @@ class Machine:
     Attributes:
         gpus_gb: memory of each GPU in 10^9 bytes; empty without GPUs.
         cores: CPU cores.
+        gpu_names: of each GPU in CUDA_VISIBLE_DEVICES; empty for 0, 1, ...
     """
 
     gpus_gb: tuple[float, ...]
     cores: int
+    gpu_names: tuple[str, ...] = ()
 
     @classmethod
-    def here(cls) -> "Machine":
-        """Of this machine; GPUs as nvidia-smi shows them, within CUDA_VISIBLE_DEVICES if that is set."""
-        query = ["nvidia-smi", "--query-gpu=memory.total", "--format=csv,noheader,nounits"]
+    def here(cls, visible: str = "") -> "Machine":
+        """Of this machine; GPUs as nvidia-smi shows them, of `visible` (CUDA_VISIBLE_DEVICES) if that is set."""
+        query = [
+            "nvidia-smi",
+            "--query-gpu=index,uuid,memory.total",
+            "--format=csv,noheader,nounits",
+        ]
         try:
-            found = subprocess.run(query, capture_output=True, text=True, check=True).stdout.split()
+            shown = subprocess.run(query, capture_output=True, text=True, check=True).stdout
         except (OSError, subprocess.CalledProcessError):
-            found = []
-        gpus = tuple(int(mib) * 2**20 / 1e9 for mib in found)
-        return cls(gpus, len(os.sched_getaffinity(0)))
+            shown = ""
+        size_gb: dict[str, float] = {}
+        for line in shown.splitlines():
+            index, uuid, mib = line.split(", ")
+            size_gb[index] = size_gb[uuid] = int(mib) * 2**20 / 1e9
+        indices = [name for name in size_gb if name.isdecimal()]
+        names = [name for name in visible.split(",") if name in size_gb] if visible else indices
+        gpus_gb = tuple(size_gb[name] for name in names)
+        return cls(gpus_gb, len(os.sched_getaffinity(0)), tuple(names))
 
 
 @dataclasses.dataclass
@@ -194,9 +206,8 @@ class _Scheduler:
         self._tell(f"{time.monotonic() - self._start_s:7.1f} s  {name}: {status} ({about})")
 
     def _start_what_fits(self) -> None:
-        held: set[int] = (
-            set()
-        )  # GPUs that run empty for a timing before what comes later may use them
+        # GPUs that run empty for a timing before what comes later may use them.
+        held: set[int] = set()
         for job in list(self._waiting):
             ended = [self._state.get(name, {}).get("status") for name in job.after]
             if any(status not in (None, FINISHED) for status in ended):
@@ -238,7 +249,7 @@ class _Scheduler:
     def _start(self, job: Job, gpu: int) -> None:
         environment = {**self._environment, "PYTHONUNBUFFERED": "1"}
         if self._machine.gpus_gb:
-            environment |= _share(job, gpu, self._machine.gpus_gb[gpu], self._environment)
+            environment |= _share(job, gpu, self._machine)
         command = [sys.executable, *shlex.split(job.command.replace("{out}", str(self._out)))]
         with self._log(job).open("w", encoding="utf-8") as log:
             process = subprocess.Popen(
@@ -255,13 +266,12 @@ class _Scheduler:
         return self._out / "logs" / f"{job.name}.log"
 
 
-def _share(job: Job, gpu: int, total_gb: float, given: Mapping[str, str]) -> dict[str, str]:
+def _share(job: Job, gpu: int, machine: Machine) -> dict[str, str]:
     """One GPU, and the job's share of it as the allocator's limit."""
-    visible = given.get("CUDA_VISIBLE_DEVICES", "").split(",")
     return {
-        "CUDA_VISIBLE_DEVICES": visible[gpu] if gpu < len(visible) and visible[gpu] else str(gpu),
+        "CUDA_VISIBLE_DEVICES": machine.gpu_names[gpu] if machine.gpu_names else str(gpu),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{job.gpu_gb / total_gb:.4f}",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{job.gpu_gb / machine.gpus_gb[gpu]:.4f}",
     }
 
 
