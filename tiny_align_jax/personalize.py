@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from tiny_align_jax import heap
-from tiny_align_jax.adapt import crew, fit, material, replay, user, word_prior
+from tiny_align_jax.adapt import crew, fit, replay, user, word_prior
 from tiny_align_jax.adapt.recipe import Config, Recipe, make_spec
 from tiny_align_jax.adapt.state import State
 from tiny_align_jax.aligner import Aligner
@@ -108,12 +108,14 @@ def personalize(
         aligner, workdir, cache_dir, how.adapt.replay_count, how.method.needs_encoder
     )
     lap("replay")
-    how = _with_good_prior(own, wide, how, recordings, targets, other, words)
+    corpus = recordings.corpus(own, targets)
+    if recordings.frames:
+        spoken = (corpus, [u.text for u in recordings.used])
+        how = _with_good_prior(own, wide, how, spoken, targets, other, words)
     bias = _row_bias(own, how, targets, other, words)
     delta, losses, checkpoint = {}, (), 0
     if how.method.trains:
         heap.give_back()  # what the encoder needed
-        corpus = recordings.corpus(own, targets)
         delta, losses, checkpoint = _adapt(wide, how, corpus, other, _hide(wide, bias))
         if not checkpoint:
             logging.warning("%s: nothing beat the base on validation, so the base is kept", name)
@@ -146,27 +148,26 @@ def _hide(wide: Aligner, bias_V: np.ndarray) -> np.ndarray:
     return np.pad(bias_V, (0, fill), constant_values=crew.HIDDEN)
 
 
-def _with_good_prior(own: Aligner, wide: Aligner, how: Recipe, recordings, targets, other, words):
+def _with_good_prior(own: Aligner, wide: Aligner, how: Recipe, spoken, targets, other, words):
     """The recipe, without a word prior that adds errors to the utterances held back.
 
-    Methods that reach into the encoder have no frames at hand here, and keep theirs unchecked.
+    Methods that reach into the encoder have no frames at hand, and keep theirs unchecked.
     """
+    corpus, texts = spoken
     held_back = np.flatnonzero(_held_back(how.adapt, len(targets)))
-    if not how.word_prior.weight or not len(held_back) or not recordings.frames:
+    if not how.word_prior.weight or not len(held_back):
         return how
     plain = dataclasses.replace(how, word_prior=dataclasses.replace(how.word_prior, weight=0.0))
     learnt = [target for i, target in enumerate(targets) if i not in held_back]
-    frames = [recordings.frames[i] for i in held_back]
-    longest = recordings.corpus(own, targets).inputs.shape[1]  # of all: one program for every user
-    corpus = material.frames_corpus(frames, [targets[i] for i in held_back], longest)
-    texts = [recordings.used[i].text for i in held_back]
+    inputs, num_frames = corpus.inputs[held_back], corpus.num_frames_N[held_back]
+    truths = [texts[i] for i in held_back]
     errors = []
     for recipe in (plain, how):
         bias = jnp.asarray(_hide(wide, _row_bias(own, recipe, learnt, other, words)))
         objective = {**wide.params["objective"], "row_bias": bias}
         reader = dataclasses.replace(wide, params={**wide.params, "objective": objective})
-        heard = reader.hear(corpus.inputs, corpus.num_frames_N).texts
-        errors.append(int(wer.per_utterance(wer.Config(), texts, heard)["word_errors"].sum()))
+        heard = reader.hear(inputs, num_frames).texts
+        errors.append(int(wer.per_utterance(wer.Config(), truths, heard)["word_errors"].sum()))
     kept = errors[1] <= errors[0]
     logging.info(
         "word prior %s: %d word errors with it, %d without, on %d utterances held back",
