@@ -60,7 +60,7 @@ class Reader:
         if config.method == "greedy":
             raise ConfigError("greedy reading needs no reader; use `Aligner.hear`")
         _check_members(aligner, members)
-        if not texts and (_needs_ngram(config) or (config.needs_llm and config.context)):
+        if not texts and (config.needs_ngram or (config.needs_llm and config.context)):
             raise ConfigError(
                 "training transcripts are needed for n-grams and for the LLM's context; give them, or "
                 "set ngram_weight and context to 0"
@@ -69,8 +69,8 @@ class Reader:
         self.seconds: dict[str, float] = dict.fromkeys(("hear", "search", "judge"), 0.0)
         self._aligner, self._aligners = aligner, (aligner, *members)
         self._ngram = self._ngram_score = self._judge = None
-        if _needs_ngram(config):
-            self._ngram = _count(aligner, config, texts)
+        if config.needs_ngram:
+            self._ngram = count_ngrams(aligner, texts, config.ngram_texts, config.ngram_order)
             self._ngram_score = language.ngram_score(self._ngram)
         if config.needs_llm:
             sentences = draw_context(texts, config.context, config.seed)
@@ -151,13 +151,13 @@ class Reader:
             width=max(c.width, c.num_best),
             top_rows=c.top_rows,
             margin=c.margin,
-            row_bonus=c.search[1],
+            row_bonus=c.beam_row_bonus,
         )
 
     def _fused_score(self) -> beam.Score | None:
         c, opinions = self.config, []
         if self._ngram_score:
-            opinions.append((c.search[0], self._ngram_score))
+            opinions.append((c.beam_ngram_weight, self._ngram_score))
         if c.method == "fusion" and self._judge:
             opinions.append((c.llm_weight, self._judge.score(self._aligner.vocabulary)))
         return language.mix(opinions)
@@ -241,18 +241,16 @@ def load(aligner: Aligner, cache_dir: str | os.PathLike, config: Config) -> Read
     texts: Sequence[str] = ()
     if config.transcripts:
         texts = checks.lines_of("transcripts", config.transcripts)
-    elif _needs_ngram(config) or (config.needs_llm and config.context):
+    elif config.needs_ngram or (config.needs_llm and config.context):
         texts = transcripts(aligner)
     return Reader(aligner, config, texts, members)
 
 
-def _needs_ngram(config: Config) -> bool:
-    return bool(config.ngram_weight or config.search[0])
-
-
-def _count(aligner: Aligner, config: Config, texts: Sequence[str]) -> ngram.Ngram:
-    """N-grams of the transcripts and of the further sentences; those that no rows spell are left out."""
-    further = checks.lines_of("ngram_texts", config.ngram_texts) if config.ngram_texts else []
+def count_ngrams(
+    aligner: Aligner, texts: Sequence[str], further_texts: str = "", order: int = 3
+) -> ngram.Ngram:
+    """N-grams of transcripts and of the lines of a file; those that no rows spell are left out."""
+    further = checks.lines_of("ngram_texts", further_texts) if further_texts else []
     rows, left_out = [], 0
     for text in [*texts, *further]:
         try:
@@ -263,7 +261,7 @@ def _count(aligner: Aligner, config: Config, texts: Sequence[str]) -> ngram.Ngra
         logging.warning(
             "%d of %d sentences left out of the n-grams", left_out, len(texts) + len(further)
         )
-    return ngram.build(rows, len(aligner.vocabulary), config.ngram_order)
+    return ngram.build(rows, len(aligner.vocabulary), order)
 
 
 def _check_members(aligner: Aligner, members: Sequence[Aligner]) -> None:

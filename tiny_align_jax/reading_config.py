@@ -74,13 +74,21 @@ class Config:
         checks.refuse("reading", [*checks.unlisted(self, method=METHODS), *problems])
 
     @property
-    def search(self) -> tuple[float, float]:
-        """N-gram weight and bonus of the beam."""
-        weight, bonus = self.search_ngram_weight, self.search_row_bonus
-        return (
-            self.ngram_weight if weight is None else weight,
-            self.row_bonus if bonus is None else bonus,
-        )
+    def beam_ngram_weight(self) -> float:
+        """Weight of the n-grams in the beam."""
+        given = self.search_ngram_weight
+        return self.ngram_weight if given is None else given
+
+    @property
+    def beam_row_bonus(self) -> float:
+        """Bonus a row in the beam."""
+        given = self.search_row_bonus
+        return self.row_bonus if given is None else given
+
+    @property
+    def needs_ngram(self) -> bool:
+        """Whether n-grams must be counted."""
+        return bool(self.ngram_weight or self.beam_ngram_weight)
 
     @property
     def needs_llm(self) -> bool:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tiny_align_jax import ngram, related
+from tiny_align_jax import ngram, reading, related
 from tiny_align_jax.adapt import crew as crew_lib
 from tiny_align_jax.adapt import fit, material, replay, study, user
 from tiny_align_jax.aligner import Aligner
@@ -158,13 +158,6 @@ def prepare(
     lab = study.Lab(crew, pool, sizes, audio, jnp.dtype(config.dtype))  # type: ignore[arg-type]
     sentences = [u.text for u in split.train]
     near, generic = related.Related(sentences), draw_context(sentences, _GENERIC, 0)
-    return Ground(lab, generic, near, _count(crew, sentences, config.ngram_texts))
-
-
-def _count(crew: crew_lib.Crew, sentences: list[str], path: str) -> ngram.Ngram | None:
-    """3-grams of training's sentences and of a file's, which holds none of validation or test."""
-    if not path:
-        return None
-    rows = crew.base.vocabulary
-    said = [*sentences, *Path(path).read_text(encoding="utf-8").splitlines()]
-    return ngram.build([rows.encode(text).tolist() for text in said if text.strip()], len(rows))
+    texts = config.ngram_texts
+    grams = reading.count_ngrams(base, sentences, texts) if texts else None
+    return Ground(lab, generic, near, grams)
