@@ -23,7 +23,7 @@ import filelock
 import jax
 from absl import logging
 
-from tiny_align_jax import evaluate, heap, registry, sweep
+from tiny_align_jax import checks, evaluate, heap, registry, sweep
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.responder import Llm
 from tiny_align_jax.train import checkpoint, logs, run
@@ -68,16 +68,8 @@ class Settings:
     lanes: int = 1
 
     def __post_init__(self):
-        problems = []
-        if self.score not in SCORES:
-            problems.append(f"score={self.score!r}; expected one of {', '.join(SCORES)}")
-        if self.split not in evaluate.SPLITS:
-            problems.append(f"split={self.split!r}; expected one of {', '.join(evaluate.SPLITS)}")
-        for key in ("attempts", "lanes"):
-            if getattr(self, key) < 1:
-                problems.append(f"{key}={getattr(self, key)}; expected 1 or more")
-        if problems:
-            raise ConfigError("sweep: " + "; ".join(problems))
+        problems = checks.unlisted(self, score=SCORES, split=evaluate.SPLITS)
+        checks.refuse("sweep", [*problems, *checks.below(self, 1, "attempts", "lanes")])
 
     @property
     def scoring(self) -> str:

@@ -188,10 +188,10 @@ def find_model(kind: str, section: Mapping[str, Any], cache_dir: str) -> Model:
         ConfigError: neither a folder with a config.json nor a published name; GGUF blocks without a file.
     """
     name, held = section["asset"], registry.make_config(quantize, section.get("quantize", {}))
-    here = assets.local_config(name, cache_dir)
     hf = _find_config(kind, name, cache_dir)
     family = loading.find_family(kind, hf)
-    folder = assets.resolve(name, cache_dir) if here and held.weights == quantize.GGUF else None
+    is_file = held.weights == quantize.GGUF and assets.local_config(name, cache_dir)
+    folder = assets.resolve(name, cache_dir) if is_file else None
     return Model(family, family.config_from_hf(hf), jnp.dtype(section["dtype"]), held, folder)
 
 
@@ -214,6 +214,8 @@ def _smaller(
     Raises:
         ConfigError: no layer would stay.
     """
+    if num_tokens is None and not dropped:
+        return whole
     hf = dict(_find_config("llms", section["asset"], cache_dir))
     num_layers = hf["num_hidden_layers"] - dropped
     if num_layers < 1:

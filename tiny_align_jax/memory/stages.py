@@ -145,10 +145,8 @@ def generation(shapes: Shapes, device: Config, name: str = "generation") -> Stag
     """Recordings heard and answered: encoder, projector, LLM and KV cache in one process."""
     work, compiler = shapes.work, Compiler(device)
     dtype = compiler.dtype(shapes.llm.dtype)
-    model, params = (
-        shapes.language_model(dtype),
-        _for_decoding(shapes.llm.params("llms", dtype), device),
-    )
+    model = shapes.language_model(dtype)
+    params = _for_decoding(shapes.llm.params("llms", dtype), device)
     prompt, answers = shapes.prompt(dtype), shapes.answers(dtype)
     read = compiler(decode_loop.read_tail, model, shapes.sampling, params, *prompt)
     run = compiler(
