@@ -61,7 +61,7 @@ def test_jobs_that_fit_run_side_by_side_each_on_its_share(tmp_path):
     _, told = _run(tmp_path, *pair, machine=jobs.Machine((80.0, 80.0), 16))
     assert _starts_and_ends(told)[:2] == ["a: started", "b: started"]
     logs = [(tmp_path / "logs" / f"{name}.log").read_text().strip() for name in "ab"]
-    assert logs == ["['0', '0.7500']", "['1', '0.5000']"]
+    assert logs == ["['0', '0.6000']", "['1', '0.4000']"]
 
 
 def test_a_timing_gets_its_gpu_before_later_jobs_fill_it_again(tmp_path):
@@ -96,6 +96,22 @@ def test_time_limits_stop_a_job_and_its_children(tmp_path):
     assert not stat.exists() or stat.read_text().split()[2] == "Z"
     state, _ = _run(tmp_path / "x", _job("long", "import time; time.sleep(60)"), budget_s=0.5)
     assert state == {"long": "stopped"}
+
+
+def test_what_a_stopped_job_started_may_save_what_it_has(tmp_path):
+    child = tmp_path / "child.py"
+    child.write_text(
+        "import pathlib, signal, sys, time\n"
+        "def save(*_):\n"
+        "    time.sleep(0.3)\n"
+        "    pathlib.Path(__file__).with_name('saved').touch()\n"
+        "    sys.exit()\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "time.sleep(60)\n"
+    )
+    code = f"import subprocess, sys; subprocess.run([sys.executable, {str(child)!r}])"
+    state, _ = _run(tmp_path, _job("long", code, limit_s=1.0))
+    assert state == {"long": "stopped"} and (tmp_path / "saved").exists()
 
 
 def test_a_job_that_could_never_run_is_refused():

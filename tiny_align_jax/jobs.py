@@ -5,6 +5,7 @@ and no more (JAX's allocator is capped), and waits until it is free. A job's out
 own; what ended well is not run again. Plain processes: nothing here imports JAX.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -17,12 +18,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from tiny_align_jax.types import ConfigError
 
 STATE_FILE = "jobs.json"
 FINISHED, FAILED, STOPPED, SKIPPED = "finished", "failed", "stopped", "skipped"
 QUIET = ("", "gpu", "machine")
-_USABLE = 0.92  # of a GPU's memory; CUDA and the programs themselves live outside the allocator
+_USABLE = 0.92  # of a GPU's memory
+_ALLOCATOR = 0.8  # of a job's share; CUDA, the programs and their graphs live outside the allocator
 _GRACE_S = 10.0
 
 
@@ -267,24 +271,32 @@ class _Scheduler:
 
 
 def _share(job: Job, gpu: int, machine: Machine) -> dict[str, str]:
-    """One GPU, and the job's share of it as the allocator's limit."""
+    """One GPU, and the allocator's limit, which keeps the job within its share of it."""
     return {
         "CUDA_VISIBLE_DEVICES": machine.gpu_names[gpu] if machine.gpu_names else str(gpu),
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{job.gpu_gb / machine.gpus_gb[gpu]:.4f}",
+        "XLA_PYTHON_CLIENT_MEM_FRACTION": f"{_ALLOCATOR * job.gpu_gb / machine.gpus_gb[gpu]:.4f}",
     }
 
 
 def _stop(process: subprocess.Popen) -> None:
-    """Ends a process and all that it started."""
+    """Ends a process and all that it started; each may save what it has within the grace."""
+    parent = psutil.Process(process.pid)
+    family = [parent, *parent.children(recursive=True)]
     for number in (signal.SIGTERM, signal.SIGKILL):
-        try:
+        until_s = time.monotonic() + _GRACE_S
+        with contextlib.suppress(ProcessLookupError):  # nobody is left
             os.killpg(process.pid, number)
-            process.wait(_GRACE_S)
-        except ProcessLookupError:
-            return
-        except subprocess.TimeoutExpired:
-            continue
+        while any(map(_is_alive, family)) and time.monotonic() < until_s:
+            time.sleep(0.05)
+    process.wait()
+
+
+def _is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _tail(log: Path, num_chars: int = 300) -> str:
