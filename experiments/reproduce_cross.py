@@ -11,6 +11,8 @@
 speakers), `stages` starts from `full`. Each stage writes WORKDIR/<stage>/report with tables and pictures.
 """
 
+import functools
+import json
 import shlex
 import subprocess
 import sys
@@ -96,8 +98,7 @@ def _answers(folder):
 
 
 def _stages(folder):
-    first = next(path.parent for path in sorted((folder / "full").glob("*/projector.json")))
-    start = f"--config.train.init_from={first}"
+    start = f"--config.train.init_from={_start_of_stages(folder / 'full')}"
     _sweep(
         folder / "stages",
         f"{_ABLATIONS}/stages.py",
@@ -107,6 +108,25 @@ def _stages(folder):
         jobs=8,
     )
     _report(folder / "stages", "--best_of=learning_rate")
+
+
+def _start_of_stages(full):
+    """The first run with the recipe's projector on the recipe's frames."""
+    from configs.ablations import stages
+    from tiny_align_jax.train import checkpoint
+    from tiny_align_jax.types import ConfigError
+
+    def parts(config):
+        keys = ("projector", "objective.name", "encoder.asset", "encoder.layers")
+        return [functools.reduce(lambda part, k: part[k], key.split("."), config) for key in keys]
+
+    wanted = parts(json.loads(stages.get_config().to_json_best_effort()))
+    for weights in sorted(full.glob(f"*/{checkpoint.PROJECTOR_WEIGHTS}")):
+        if parts(json.loads(weights.with_name("config.json").read_text())) == wanted:
+            return weights.parent
+    raise ConfigError(
+        f"{full}: no run with the projector of {_ABLATIONS}/stages.py; run --stage=full"
+    )
 
 
 def _race(folder):
@@ -147,7 +167,8 @@ def _label(workdir, number):
     from tiny_align_jax import report
 
     rows, _ = report.load(workdir)
-    return next(row.name for row in rows for entry in row.entries if entry.index == number)
+    found = ((row.name, e.index) for row in rows for e in (*row.entries, *row.unfinished))
+    return next(name for name, index in found if index == number)
 
 
 def _sweep(workdir, config, axes, *extra, jobs=0):

@@ -111,6 +111,27 @@ def test_the_race_is_told_with_and_without_a_winner(sweep_folder):
     assert "no validation on the way of none" in report_race.tell(good, bad, rows[0], "wer")
 
 
+def test_a_run_that_was_stopped_races_as_far_as_it_got(tmp_path):
+    _point(tmp_path, "good", 0, 1)
+    _point(tmp_path, "stopped", 0, 6, train_s=30.0)
+    folder = tmp_path / "row=stopped,seed=0"
+    point = json.loads((folder / "point.json").read_text()) | {"status": "running", "scored": {}}
+    (folder / "point.json").write_text(json.dumps(point))
+    clock = "".join(json.dumps({"step": s, "train_s": 0.7 * s}) + "\n" for s in (10, 20, 40))
+    with (folder / "train.jsonl").open("a") as log:
+        log.write(clock)
+
+    def told():
+        rows, _ = report.load(tmp_path)
+        good, stopped = (report.find_row(rows, name) for name in ("good", "stopped"))
+        return report_race.tell(good, stopped, good, "wer")
+
+    assert "750.00 ms of stopped" in told() and "stopped was stopped from outside" in told()
+    assert "of stopped: 28.0 s against 2.5 s" in told()
+    (folder / "train_result.json").unlink()  # killed: only its log is left
+    assert "700.00 ms of stopped" in told() and "28.0 s against 2.5 s" in told()
+
+
 def test_other_utterances_are_not_compared(sweep_folder):
     path = sweep_folder / "row=good,seed=0" / "predictions.jsonl"
     path.write_text("\n".join(path.read_text().splitlines()[1:]))

@@ -5,8 +5,10 @@ waits for. Where the other's best score stays below the paper's objective, which
 either, it has not learnt to be read: then no ratio of times is a headline, and the text says so.
 """
 
+import dataclasses
+
 from tiny_align_jax import report
-from tiny_align_jax.report import Row
+from tiny_align_jax.report import Entry, Row
 
 METRIC = (
     "rouge1"  # what 'emerging' is judged by: a WER near 1 says little about which words are right
@@ -22,7 +24,10 @@ def tell(ours: Row, other: Row, paper: Row, metric: str = METRIC) -> str:
         paper: the paper's objective: what `other` has to beat to count.
         metric: of the validations.
     """
+    stopped = [row.name for row in (ours, other, paper) if not row.entries]
+    ours, other, paper = (_as_far_as_it_got(row) for row in (ours, other, paper))
     lines = [_per_step(ours, other)]
+    lines += [f"- {name} was stopped from outside; it counts as far as it got" for name in stopped]
     bests = {row.name: _best(row, metric) for row in (ours, other, paper)}
     if None in bests.values():
         missing = [name for name, found in bests.items() if found is None]
@@ -49,6 +54,12 @@ def tell(ours: Row, other: Row, paper: Row, metric: str = METRIC) -> str:
     return "\n".join(lines)
 
 
+def _as_far_as_it_got(row: Row) -> Row:
+    """A row of which no run finished, with those runs that were validated on their way."""
+    begun = tuple(e for e in row.unfinished if e.clock)
+    return row if row.entries else dataclasses.replace(row, entries=begun)
+
+
 def _best(row: Row, metric: str) -> tuple[float, float] | None:
     """Best mean score on the way and its training seconds."""
     _, seconds, scores = report.curve(row, metric)
@@ -58,9 +69,17 @@ def _best(row: Row, metric: str) -> tuple[float, float] | None:
     return float(scores[best]), float(seconds[best])
 
 
+def _ms_a_step(entry: Entry) -> float | None:
+    """Of the whole run; of what was logged, where it was killed."""
+    if entry.result:
+        return 1e3 * entry.result["train_s"] / max(entry.result["step"], 1)
+    step = max(entry.clock, default=0)
+    return 1e3 * entry.clock[step] / step if step else None
+
+
 def _per_step(ours: Row, other: Row) -> str:
     def ms(row: Row) -> float | None:
-        return row.mean(lambda e: 1e3 * e.result["train_s"] / max(e.result["step"], 1))
+        return row.mean(_ms_a_step)
 
     a, b = ms(ours), ms(other)
     if not a or not b:

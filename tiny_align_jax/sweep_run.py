@@ -256,7 +256,9 @@ class Runner:
         key = sweep.training_key(point.config)
         for folder in sorted(self.workdir.glob(f"*/{POINT_FILE}")):
             config = folder.with_name(run.CONFIG_FILE)
-            if is_trained(folder.parent) and sweep.training_key(_json(config)) == key:
+            has_weights = folder.with_name(checkpoint.PROJECTOR_WEIGHTS).is_file()
+            trained = is_trained(folder.parent) and has_weights
+            if trained and sweep.training_key(_json(config)) == key:
                 return folder.parent
         return None
 
