@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import subprocess
+import sys
 
 import pytest
+import transformers
 
 from tests import tiny_tokenizer
 from tiny_align_jax.data import tokenizer
@@ -36,6 +39,9 @@ def test_token_strings_spell_every_encoded_text(folder):
     text = " please bring the old dog"
     assert "".join(strings[i] for i in tok.encode(text)) == text
     assert any(s.startswith(" ") for s in strings)
+    some = tok.encode(text)
+    assert tok.token_strings(some) == tuple(strings[i] for i in some)
+    assert tok.token_strings([]) == ()
 
 
 def test_stop_ids_come_from_every_source(tmp_path):
@@ -73,6 +79,29 @@ def test_stream_cut_inside_a_character(folder):
     pieces = [stream.push(i) for i in tok.encode("a日")[:-1]]
     assert "".join(pieces) == "a"
     assert stream.flush() == "\ufffd"
+
+
+def test_a_plain_class_is_read_without_torch_and_as_auto_tokenizer_reads_it(folder):
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    assert config["tokenizer_class"] == "PreTrainedTokenizerFast"
+    auto = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    other = tokenizer.Tokenizer(auto)
+    plain = tokenizer.load(folder)
+    text = "<|im_start|>we call  it bear<|im_end|> Grüße"
+    assert plain.encode(text) == other.encode(text)
+    assert plain.token_strings() == other.token_strings()
+    assert plain.special_strings == other.special_strings
+    code = (
+        "import sys; from tiny_align_jax.data import tokenizer; tokenizer.load(sys.argv[1]); "
+        "assert 'torch' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
+
+
+def test_a_broken_config_is_named(folder):
+    (folder / "tokenizer_config.json").write_text("{")
+    with pytest.raises(AssetError, match="cannot read the tokenizer in"):
+        tokenizer.load(folder)
 
 
 def test_missing_files_say_how_to_get_them(tmp_path):

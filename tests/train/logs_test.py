@@ -2,6 +2,8 @@
 
 import json
 import struct
+import subprocess
+import sys
 
 import pytest
 from tensorboardX.proto import event_pb2
@@ -77,3 +79,16 @@ def test_tensorboard_shows_no_step_twice(tmp_path):
     _write(tmp_path, 4, 9)
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2
     assert [event.step for event in _shown(tmp_path / "tensorboard")] == list(range(1, 10))
+
+
+def test_the_writer_loads_no_torch_and_hides_none(tmp_path):
+    code = """
+import importlib.util, sys
+from tiny_align_jax.train import logs
+found = importlib.util.find_spec("torch")
+logs.RunLog(sys.argv[1], 0, 1, progress=False).write(1, {"loss": 1.0})
+assert "torch" not in sys.modules
+assert bool(importlib.util.find_spec("torch")) == bool(found)
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    assert list((tmp_path / "tensorboard").iterdir())

@@ -113,9 +113,8 @@ def extend(aligner: Aligner, extra_row_ids: np.ndarray) -> Aligner:
 
 def extended(aligner: Aligner, extra_row_ids: np.ndarray) -> vocabulary.Vocabulary:
     """The rows that `extend` makes it read."""
-    old, strings = aligner.vocabulary, aligner.tokenizer.token_strings()
+    old, new = aligner.vocabulary, aligner.tokenizer.token_strings(extra_row_ids)
     row_ids = np.concatenate([old.row_ids, np.asarray(extra_row_ids, np.int32)])
-    new = tuple(strings[int(i)] for i in extra_row_ids)
     return dataclasses.replace(old, row_ids=row_ids, strings=(*old.strings, *new))
 
 

@@ -17,6 +17,9 @@ from tiny_align_jax.types import AssetError, ConfigError
 
 Message = Mapping[str, str]  # {'role': 'system' | 'user' | 'assistant', 'content': text}
 _REPLACEMENT = "\ufffd"  # what decoding gives for half of a multi-byte character
+# Classes that add nothing to tokenizer.json. `AutoTokenizer` loads torch, where installed, before it gets to
+# them: 2 s and 200 MB.
+_PLAIN_CLASSES = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 class Tokenizer:
@@ -77,18 +80,19 @@ class Tokenizer:
         """How a control token is written in a text that `encode` reads."""
         return self._hf.convert_ids_to_tokens(token_id)
 
-    def token_strings(self) -> tuple[str, ...]:
-        """What every id adds to a text that already has begun; '' for control tokens.
+    def token_strings(self, ids: Iterable[int] | None = None) -> tuple[str, ...]:
+        """What every id (of `ids`, if given) adds to a text that already has begun; '' for control tokens.
 
         Decoded after a common token, because some decoders drop a text's first space.
         """
         anchor = self.encode("a")
         start = len(self.decode(anchor))
-        pairs = [[*anchor, i] for i in range(len(self))]
+        pairs = [[*anchor, int(i)] for i in (range(len(self)) if ids is None else ids)]
         texts = self._hf.batch_decode(
             pairs, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
-        return tuple(text[start:] for text in texts)
+        # Of no ids at all, `batch_decode` makes one text.
+        return tuple(text[start:] for text in texts[: len(pairs)])
 
     def render(self, messages: Sequence[Message]) -> str:
         """Chat turns as one text that ends where the assistant begins to answer.
@@ -165,12 +169,21 @@ def load(folder: str | os.PathLike) -> Tokenizer:
             "(python -m experiments.fetch_assets)"
         )
     try:
-        hf = transformers.AutoTokenizer.from_pretrained(
+        hf = _reader(folder).from_pretrained(
             str(folder), local_files_only=True, trust_remote_code=False
         )
     except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
         raise AssetError(f"cannot read the tokenizer in {folder}: {error}") from error
     return Tokenizer(hf, _config_stop_ids(folder))
+
+
+def _reader(folder: Path) -> Any:
+    """The class that reads the folder's tokenizer."""
+    path = folder / "tokenizer_config.json"
+    named = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if named.get("tokenizer_class") in _PLAIN_CLASSES:
+        return transformers.PreTrainedTokenizerFast
+    return transformers.AutoTokenizer
 
 
 def _fold_system(messages: Sequence[Message]) -> list[Message]:
