@@ -179,6 +179,7 @@ class _Scheduler:
                 self._start_what_fits()
                 time.sleep(poll_s)
         finally:  # Ctrl-C, too, leaves no process behind
+            _stop(*(one.process for one in self._running))  # together: one grace for all
             for one in list(self._running):
                 self._end(one, STOPPED)
         return self._state
@@ -279,17 +280,19 @@ def _share(job: Job, gpu: int, machine: Machine) -> dict[str, str]:
     }
 
 
-def _stop(process: subprocess.Popen) -> None:
-    """Ends a process and all that it started; each may save what it has within the grace."""
-    parent = psutil.Process(process.pid)
-    family = [parent, *parent.children(recursive=True)]
+def _stop(*processes: subprocess.Popen) -> None:
+    """Ends processes and all that they started; each may save what it has within the grace."""
+    parents = [psutil.Process(process.pid) for process in processes]
+    family = [*parents, *(child for p in parents for child in p.children(recursive=True))]
     for number in (signal.SIGTERM, signal.SIGKILL):
         until_s = time.monotonic() + _GRACE_S
-        with contextlib.suppress(ProcessLookupError):  # nobody is left
-            os.killpg(process.pid, number)
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):  # nobody is left
+                os.killpg(process.pid, number)
         while any(map(_is_alive, family)) and time.monotonic() < until_s:
             time.sleep(0.05)
-    process.wait()
+    for process in processes:
+        process.wait()
 
 
 def _is_alive(process: psutil.Process) -> bool:
