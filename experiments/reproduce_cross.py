@@ -155,9 +155,11 @@ def _chosen(workdir, count, starts_with="", metric="wer"):
     rows, _ = report.load(workdir)
     rows = [r for r in rows if r.name.startswith(starts_with) and metric in r.scores]
     sign = 1 if metric == "wer" else -1
-    best: dict[float, int] = {}
+    best: dict[tuple[float, ...], int] = {}
     for row in sorted(rows, key=lambda r: sign * r.scores[metric].mean):
-        best.setdefault(row.scores[metric].mean, row.entries[0].index)
+        # All scores: two different trainings may well make the same number of word errors.
+        same = tuple(score.mean for score in row.scores.values())
+        best.setdefault(same, row.entries[0].index)
     chosen = list(best.values())[:count]
     print(f"{workdir.name}: chose {[_label(workdir, k) for k in chosen]}", flush=True)
     return chosen
