@@ -1,5 +1,7 @@
 """Many users in one run: a user's copy does not depend on the others, learns, and knows only its rows."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,7 +40,17 @@ def base():
     return ear, loop.init_params(run), run.frozen, corpus
 
 
-def _run(base, rows, train=HELD_BACK, valid=None, bias=None, rate=1e-2, corpus=None, stop=16):
+def _run(
+    base,
+    rows,
+    train=HELD_BACK,
+    valid=None,
+    bias=None,
+    rate=1e-2,
+    corpus=None,
+    stop=16,
+    config=CONFIG,
+):
     ear, params, frozen, replay = base
     train = np.tile(np.array(train, np.float32), (2, 1))
     keys = jax.vmap(jax.random.key)(jnp.zeros(2, int))
@@ -53,7 +65,17 @@ def _run(base, rows, train=HELD_BACK, valid=None, bias=None, rate=1e-2, corpus=N
         jnp.float32(rate), jnp.float32(0.0), jnp.float32(0.2), stop_step=jnp.int32(stop)
     )
     own = replay if corpus is None else corpus
-    return fit.run(fit.Spec(ear, METHOD, CONFIG), params, frozen, own, replay, jobs, settings)
+    return fit.run(fit.Spec(ear, METHOD, config), params, frozen, own, replay, jobs, settings)
+
+
+def test_one_copy_after_the_other_is_as_both_at_once(base):
+    together = _run(base, (A, B))
+    alone = _run(base, (A, B), config=dataclasses.replace(CONFIG, jobs_at_once=1))
+    np.testing.assert_allclose(together.valid_loss_JC, alone.valid_loss_JC, rtol=1e-4)
+    np.testing.assert_array_equal(together.readings_JCSA, alone.readings_JCSA)
+    jax.tree.map(
+        lambda x, y: np.testing.assert_allclose(x, y, atol=1e-4), together.delta, alone.delta
+    )
 
 
 def test_a_copy_does_not_depend_on_who_else_is_adapted(base):

@@ -179,6 +179,8 @@ def run(
     """
     one = functools.partial(_one, spec, params, frozen, corpus, replay, settings)
     count, together = len(jobs.rows_JS), min(spec.config.jobs_at_once, len(jobs.rows_JS))
+    if together == 1:  # vmap of one would be traced twice: half a second of a user's wait
+        return jax.lax.map(one, jobs)
     # Whole groups only, the last one filled up: a group of another size would be another program.
     index = jnp.minimum(jnp.arange(-(-count // together) * together), count - 1)
     groups = jax.tree.map(lambda x: x[index].reshape(-1, together, *x.shape[1:]), jobs)
