@@ -99,6 +99,11 @@ def out_dir(out: str | None, workdir: str) -> Path:
     return Path("workdirs") / folder.name
 
 
+def _with_cpu(platforms: str) -> str:
+    """JAX_PLATFORMS with the host: weights are quantised and runs planned there, which `cuda` alone would hide."""
+    return platforms if not platforms or "cpu" in platforms.split(",") else f"{platforms},cpu"
+
+
 def _set_up_jax() -> None:
     """Keeps compiled programs on disk, and sets compiler options; what the user set stays.
 
@@ -114,6 +119,11 @@ def _set_up_jax() -> None:
     for option, value in settings.items():
         if os.environ.setdefault(option.upper(), str(value)) == str(value) and "jax" in sys.modules:
             sys.modules["jax"].config.update(option, value)
+    named = os.environ.get("JAX_PLATFORMS", "")
+    if (platforms := _with_cpu(named)) != named:
+        os.environ["JAX_PLATFORMS"] = platforms
+        if "jax" in sys.modules:
+            sys.modules["jax"].config.update("jax_platforms", platforms)
     has_gpu_plugin = any(module.name.startswith("jax_cuda") for module in pkgutil.iter_modules())
     if has_gpu_plugin and "triton_gemm" not in os.environ.get("XLA_FLAGS", ""):
         # Tuning Triton products took 7 CPU minutes of a run's start (docs/results.md). The other kernels are

@@ -120,3 +120,8 @@ def test_a_run_keeps_its_corpus_where_it_is_and_finds_it_here_where_it_is_not(
 
     found = _main.with_local_data(Run({"dataset": {"name": name, name: section}}))
     assert found.config["dataset"][name]["root"] == root
+
+
+def test_the_host_stays_visible_beside_a_named_platform():
+    assert _main._with_cpu("cuda") == "cuda,cpu"
+    assert [_main._with_cpu(same) for same in ("", "cpu", "cpu,cuda")] == ["", "cpu", "cpu,cuda"]

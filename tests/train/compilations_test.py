@@ -19,9 +19,9 @@ def test_a_run_compiles_a_program_a_bucket_and_none_in_its_second_epoch(tmp_path
 
     with Compilations() as counted:
 
-        def spy(self, state, frozen, group):
+        def spy(self, state, frozen, group, batches):
             made[group.first_step] = collections.Counter(counted.names)
-            return real(self, state, frozen, group)
+            return real(self, state, frozen, group, batches)
 
         monkeypatch.setattr(loop._Dispatcher, "__call__", spy)
         result = run.train(config, tmp_path / "run", cache_dir, progress=False)

@@ -23,7 +23,7 @@ from tiny_align_jax.types import PyTree
 
 # Resident memory of a process that has imported everything and computed 1 + 1 (the GPU's: H100, JAX 0.11.2), and
 # what compiling the programs of a stage adds to it for good: 50 to 210 MB on a CPU, 500 in the one stage on a GPU.
-PROCESS_BYTES = {"cpu": 270_000_000, "gpu": 1_045_000_000}
+PROCESS_BYTES = {"cpu": 270_000_000, "gpu": 800_000_000}
 COMPILER_BYTES = {"cpu": 85_000_000, "gpu": 500_000_000}
 # A tokenizer of 49k entries takes 60 MB of Python objects, one of 262k 420 MB.
 TOKENIZER_BYTES_A_TOKEN = 1_480

@@ -73,8 +73,11 @@ def _train(
     run, config = lanes[0].run, lanes[0].run.config
     corpus = loop.resident_corpus(run.examples, buckets[-1])
     orders = [
-        batching.schedule(
-            run.examples, config.batch_size, buckets, config.steps_per_dispatch, lane.run.seed
+        loop.until(
+            batching.schedule(
+                run.examples, config.batch_size, buckets, config.steps_per_dispatch, lane.run.seed
+            ),
+            config.num_steps,
         )
         for lane in lanes
     ]
@@ -87,7 +90,7 @@ def _train(
     logging.info("%d lanes over %d utterances", len(lanes), len(run.examples))
     while done < config.num_steps:
         with clock:
-            groups = [loop.shorten(next(order), config.num_steps - done) for order in orders]
+            groups = [next(order) for order in orders]
             rows = [loop.pad_group(group, loop.dispatch_steps(run)) for group in groups]
             index_NKB, weight_NKB = (np.stack(parts) for parts in zip(*rows, strict=True))
         previous, done = done, done + len(groups[0].index_KB)

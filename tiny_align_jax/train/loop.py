@@ -18,6 +18,7 @@ from absl import logging
 from tiny_align_jax import checks
 from tiny_align_jax.data import batching
 from tiny_align_jax.train import step as step_lib
+from tiny_align_jax.train.ahead import made_ahead
 from tiny_align_jax.train.checkpoint import Checkpointer
 from tiny_align_jax.train.logs import RunLog
 from tiny_align_jax.train.partition import merge
@@ -125,8 +126,8 @@ class Result:
         stopped: why it ended before the last step, '' if it did not.
         best: the best validation (lowest WER) with its 'step' and 'train_s', {} without any.
         first_group_at_s: when this process had done its first steps, seconds since the epoch.
-        input_s: part of `train_s` in which the host chose, gathered and padded batches. The device waits
-            for at most that long: it works on the steps before meanwhile.
+        input_s: part of `train_s` in which the loop waited for a batch to be chosen, gathered and padded. The
+            device waits for at most that long: it works on the steps before meanwhile.
     """
 
     params: PyTree
@@ -194,17 +195,17 @@ def fit(
             run.seed,
             first_step,
         )
-        dispatch = _Dispatcher(run, buckets)
+        dispatch = _Dispatcher(run, buckets, until(groups, config.num_steps - first_step))
         logging.info("buckets of %s frames, %s", buckets, dispatch.describe())
         watch = _Watch(config, dispatch, first_step)
         first_group_at_s = 0.0
         pending: tuple[batching.Group, dict] | None = None
 
-        with RunLog(workdir, first_step, config.num_steps, progress) as log:
+        with RunLog(workdir, first_step, config.num_steps, progress) as log, dispatch:
             while done < config.num_steps and not interrupt.seen and not watch.stopped:
                 # ---- steps ------------------------------------------------------------------------
-                group = dispatch.take(groups, config.num_steps - done)
-                state, metrics = dispatch(state, frozen, group)
+                group, batches = dispatch.take()
+                state, metrics = dispatch(state, frozen, group, batches)
                 if not first_group_at_s:
                     jax.block_until_ready(metrics)
                     first_group_at_s = time.time()
@@ -276,7 +277,7 @@ class Stopwatch:
 class _Dispatcher:
     """Sends groups of steps to the device, compiling each bucket's program once; input timed apart, too."""
 
-    def __init__(self, run: Run, buckets: tuple[int, ...]):
+    def __init__(self, run: Run, buckets: tuple[int, ...], groups: Iterator[batching.Group]):
         self._run, self._compiled = run, {}
         self.compile, self.input = Stopwatch(), Stopwatch()
         examples = run.examples
@@ -295,32 +296,37 @@ class _Dispatcher:
             )
         else:
             self._steps = step_lib.make_stream_steps(run.spec)
+        self._inputs = made_ahead(self._input, groups)
+
+    def __enter__(self) -> "_Dispatcher":
+        return self
+
+    def __exit__(self, *unused) -> None:
+        self._inputs.close()
 
     def describe(self) -> str:
         where = "on the device" if self._resident else "streamed from the cache"
         return f"{len(self._run.examples)} utterances ({self._corpus_bytes / 1e6:.0f} MB) {where}"
 
-    def take(self, groups: Iterator[batching.Group], steps_left: int) -> batching.Group:
-        """The next group, or as many of its steps as are left."""
+    def take(self) -> tuple[batching.Group, tuple]:
+        """The next group, and what its steps need of the corpus."""
         with self.input:
-            return shorten(next(groups), steps_left)
+            return next(self._inputs)
 
-    def __call__(self, state, frozen: Frozen, group: batching.Group):
-        with self.input:
-            args, static, key = self._arguments(state, frozen, group)
+    def __call__(self, state, frozen: Frozen, group: batching.Group, batches: tuple):
+        args, static, key = (state, frozen, *batches), {}, (group.max_frames, len(group.index_KB))
+        if self._resident:
+            static, key = {"max_frames": group.max_frames}, (group.max_frames,)
         if key not in self._compiled:
             with self.compile:
                 self._compiled[key] = self._steps.lower(*args, **static).compile()
         return self._compiled[key](*args)
 
-    def _arguments(self, state, frozen: Frozen, group: batching.Group):
-        """Arguments of the steps, those that a program is made for, and the program's key."""
-        if not self._resident:
-            key = (group.max_frames, len(group.index_KB))
-            return (state, frozen, self._batches(group)), {}, key
-        rows = pad_group(group, dispatch_steps(self._run))
-        args = (state, frozen, self._corpus, *rows, len(group.index_KB))
-        return args, {"max_frames": group.max_frames}, (group.max_frames,)
+    def _input(self, group: batching.Group) -> tuple[batching.Group, tuple]:
+        if self._resident:
+            rows = pad_group(group, dispatch_steps(self._run))
+            return group, (self._corpus, *rows, len(group.index_KB))
+        return group, (jax.device_put(self._batches(group)),)
 
     def _batches(self, group: batching.Group) -> Batch:
         rows = zip(group.index_KB, group.weight_KB, strict=True)
@@ -412,11 +418,13 @@ def pad_group(group: batching.Group, num_steps: int) -> tuple[np.ndarray, np.nda
     return np.pad(group.index_KB, pad).astype(np.int32), np.pad(group.weight_KB, pad)
 
 
-def shorten(group: batching.Group, steps_left: int) -> batching.Group:
-    """The first `steps_left` steps of a group."""
-    return dataclasses.replace(
-        group, index_KB=group.index_KB[:steps_left], weight_KB=group.weight_KB[:steps_left]
-    )
+def until(groups: Iterator[batching.Group], num_steps: int) -> Iterator[batching.Group]:
+    """Groups of `num_steps` steps in all, the last one shortened."""
+    while num_steps > 0:
+        group = next(groups)
+        index_KB, weight_KB = group.index_KB[:num_steps], group.weight_KB[:num_steps]
+        yield dataclasses.replace(group, index_KB=index_KB, weight_KB=weight_KB)
+        num_steps -= len(index_KB)
 
 
 def crossed(previous: int, done: int, every: int) -> bool:
