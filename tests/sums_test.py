@@ -1,4 +1,4 @@
-"""Biases and scales with gradients from matrix products, against flax's own layers."""
+"""Biases and scales with gradients from sums in two stages, against flax's own layers."""
 
 import flax.linen as nn
 import jax
@@ -54,6 +54,14 @@ def test_bias_gradients_are_sums_in_float32():
     x = jnp.full((4096, 8), 1 + 2**-7, HALF)
     sums = _sums.column_sums(x, (8,))
     np.testing.assert_allclose(sums, 4096 * (1 + 2**-7), rtol=1e-6)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 64, 96])
+def test_any_number_of_rows_is_summed_under_vmap_too(rows):
+    x = jax.random.normal(jax.random.key(0), (2, rows, 6), HALF)
+    sums = jax.vmap(lambda x: _sums.column_sums(x, (2, 3)))(x)
+    wanted = np.asarray(x, np.float32).sum(1).reshape(2, 2, 3)
+    np.testing.assert_allclose(sums, wanted, rtol=1e-5, atol=1e-5)
 
 
 def test_float32_layers_are_flax_own():
