@@ -59,7 +59,8 @@ class _Dense(nn.Module):
         bias = self.param("bias", nn.initializers.zeros, features)
         contracted = (axes, tuple(range(len(axes))))
         y = jax.lax.dot_general(jnp.asarray(x, self.dtype), kernel, (contracted, ((), ())))
-        return add_bias(y, bias)
+        # Else the bias becomes part of the product, for which XLA copies each layer's slices of both.
+        return add_bias(jax.lax.optimization_barrier(y), bias)
 
 
 class _LayerNorm(nn.Module):

@@ -11,6 +11,7 @@ from tiny_align_jax.train.partition import path_name
 from tiny_align_jax.types import PyTree
 
 _NEVER_DECAYED = ("bias", "scale")
+MATRICES = "matrices"  # names vectors that hold decayed arrays only (`packed`)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,17 +66,17 @@ def make(config: Config, num_steps: int) -> optax.GradientTransformation:
             b1=config.b1,
             b2=config.b2,
             weight_decay=config.weight_decay,
-            mask=_decays,
+            mask=decays,
         )
     )
     return optax.chain(*parts)
 
 
-def _decays(params: PyTree) -> PyTree:
+def decays(params: PyTree) -> PyTree:
     """True at matrices. By name, because the stacked biases and norms of scanned layers have two axes."""
 
     def is_matrix(path, leaf) -> bool:
         name = path_name(path).rsplit("/", 1)[-1]
-        return leaf.ndim >= 2 and name not in _NEVER_DECAYED
+        return name == MATRICES or (leaf.ndim >= 2 and name not in _NEVER_DECAYED)
 
     return jax.tree_util.tree_map_with_path(is_matrix, params)

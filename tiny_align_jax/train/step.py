@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import optax
 
 from tiny_align_jax.data import augment
+from tiny_align_jax.train import packed
 from tiny_align_jax.train.partition import merge
 from tiny_align_jax.types import Array, Batch, Frozen, PyTree
 
@@ -108,7 +109,12 @@ def loss_fn(
 
 
 def train_step(
-    spec: StepSpec, state: TrainState, frozen: Frozen, batch: Batch, rate: Array | None = None
+    spec: StepSpec,
+    state: TrainState,
+    frozen: Frozen,
+    batch: Batch,
+    rate: Array | None = None,
+    layout: packed.Layout | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update of the trainable tree.
 
@@ -118,6 +124,7 @@ def train_step(
         frozen: what is read.
         batch: one padded batch.
         rate: factor on the update, None for 1: the learning rate relative to the optimizer's own.
+        layout: of a packed state.
 
     Returns:
         The next state and scalars 'loss', 'grad_norm', the objective's own, and 'loss_B'.
@@ -126,7 +133,9 @@ def train_step(
     grad_fn = jax.value_and_grad(
         lambda t: loss_fn(spec, t, state.fixed, frozen, batch, key), has_aux=True
     )
-    (loss, (loss_B, metrics)), grads = grad_fn(state.trainable)
+    params = layout.unpack(state.trainable) if layout else state.trainable
+    (loss, (loss_B, metrics)), grads = grad_fn(params)
+    grads = layout.pack_gradients(grads) if layout else grads
     updates, opt_state = spec.optimizer.update(grads, state.opt_state, state.trainable)
     if rate is not None:
         updates = jax.tree.map(lambda update: rate * update, updates)
@@ -152,7 +161,13 @@ def make_stream_steps(spec: StepSpec) -> Callable:
     """Jitted (state, frozen, batches stacked on a leading axis) -> (state, metrics stacked)."""
 
     def steps(state: TrainState, frozen: Frozen, batches: Batch):
-        return jax.lax.scan(lambda s, batch: train_step(spec, s, frozen, batch), state, batches)
+        def loop(state, layout):
+            def step(state, batch):
+                return train_step(spec, state, frozen, batch, layout=layout)
+
+            return jax.lax.scan(step, state, batches)
+
+        return _packed(spec, state, loop)
 
     return jax.jit(steps, donate_argnums=0)
 
@@ -232,12 +247,24 @@ def _resident(
         lambda s: jnp.full((index_KB.shape[0], *s.shape), jnp.nan, jnp.float32), shapes
     )
 
-    def body(k, carry):
-        state, logs = carry
-        state, metrics = train_step(spec, state, frozen, batch_at(k), rate)
-        return state, jax.tree.map(lambda log, m: log.at[k].set(m), logs, metrics)
+    def loop(state, layout):
+        def body(k, carry):
+            state, logs = carry
+            state, metrics = train_step(spec, state, frozen, batch_at(k), rate, layout)
+            return state, jax.tree.map(lambda log, m: log.at[k].set(m), logs, metrics)
 
-    return jax.lax.fori_loop(0, num_steps, body, (state, start))
+        return jax.lax.fori_loop(0, num_steps, body, (state, start))
+
+    return _packed(spec, state, loop)
+
+
+def _packed(spec: StepSpec, state: TrainState, loop: Callable) -> tuple[TrainState, Any]:
+    """`loop(state, layout)` over a packed state, where that is faster."""
+    layout = packed.layout(state.trainable, spec.projector.dtype)
+    if layout is None:
+        return loop(state, None)
+    state, logs = loop(layout.pack_state(state), layout)
+    return layout.unpack_state(state), logs
 
 
 def _take_frames(features_NTE: Array, index_B: Array, max_frames: int) -> Array:
