@@ -235,7 +235,7 @@ def embedlink_ctc(size: Size, size_name: str) -> list[Row]:
     """CTC against the rows that training reads, and against the whole table."""
     rows = []
     for variant, num_rows in size.tables().items():
-        values = {"logits_dtype": "bfloat16"} if is_accelerator() else {}
+        values = {"logits_dtype": "float16"} if is_accelerator() else {}
         problem = make(size, "embedlink_ctc", num_rows, values)
         itemsize = 2 if values else 4
         table_bytes = float(itemsize) * num_rows * size.llm["hidden_size"]

@@ -17,6 +17,7 @@ from tiny_align_jax import ctc
 from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree, Reading
 
 NEEDS = ("embeddings",)
+LOGITS_DTYPES = ("float32", "bfloat16", "float16")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,7 +27,8 @@ class Config:
     Attributes:
         initial_scale: starting value of the learned factor on cosines.
         table_chunk: table rows whose logits exist at one time.
-        logits_dtype: dtype of the product with the table, 'float32' or 'bfloat16' (sums are float32).
+        logits_dtype: dtype of the products with the table, 'float32', 'bfloat16' or 'float16' (sums are
+            float32); see `ctc.cosine_log_normalizer`.
         centre: subtract the table's mean row from rows and audio before the cosine: embedding rows
             share a large common direction that carries no identity.
     """
@@ -37,10 +39,9 @@ class Config:
     centre: bool = False
 
     def __post_init__(self):
-        if self.logits_dtype not in ("float32", "bfloat16"):
-            raise ConfigError(
-                f"logits_dtype={self.logits_dtype!r}; expected 'float32' or 'bfloat16'"
-            )
+        if self.logits_dtype not in LOGITS_DTYPES:
+            known = ", ".join(LOGITS_DTYPES)
+            raise ConfigError(f"logits_dtype={self.logits_dtype!r}; expected one of {known}")
 
 
 def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
@@ -53,11 +54,11 @@ def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
     }
 
 
-def prepare(config: Config, frozen: Frozen) -> dict[str, Array]:
+def prepare(config: Config, frozen: Frozen) -> dict[str, Any]:
     """What every step needs of the table: its mean row and its rows at unit length, in logits_dtype."""
     mean_D = _mean(config, frozen)
     unit_VD = _normalize(jnp.asarray(frozen.table_VD) - mean_D)
-    return {"mean_D": mean_D, "unit_VD": unit_VD.astype(config.logits_dtype)}
+    return {"mean_D": mean_D, "unit_VD": ctc.tables(unit_VD, config.logits_dtype)}
 
 
 def loss(
@@ -78,9 +79,10 @@ def loss(
     target_rows_BLD = jnp.take(jnp.asarray(frozen.table_VD), batch.target_ids_BL, axis=0)
     targets_BLD = _normalize(target_rows_BLD - constants["mean_D"])
     label_BAL = scale * jnp.einsum("bad,bld->bal", audio, targets_BLD)
-    table = constants["unit_VD"]
-    flat = audio.reshape(-1, audio.shape[-1]).astype(table.dtype)
-    table_lse: Any = ctc.cosine_log_normalizer(flat, table, scale, config.table_chunk)
+    flat = audio.reshape(-1, audio.shape[-1])
+    table_lse: Any = ctc.cosine_log_normalizer(
+        flat, constants["unit_VD"], scale, config.table_chunk
+    )
     lse_BA = jnp.logaddexp(table_lse.reshape(audio.shape[:2]), blank_BA)
     log_likelihood_B = ctc.ctc_log_likelihood(
         blank_BA - lse_BA,
