@@ -48,8 +48,8 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        x = _sums.dense(self.hidden_dim, self.dtype, "up")(x)
-        return _sums.dense(self.out_dim, self.dtype, "down")(nn.gelu(x))
+        x = _sums.dense_gelu(self.hidden_dim, self.dtype, "up")(x)
+        return _sums.dense(self.out_dim, self.dtype, "down")(x)
 
 
 class Attention(nn.Module):

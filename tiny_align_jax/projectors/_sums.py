@@ -10,7 +10,7 @@ Half precision only, which is what accelerators train in: in float32 these are f
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
@@ -39,10 +39,18 @@ def layer_norm(dtype: jnp.dtype, name: str) -> nn.Module:
     return _LayerNorm(dtype, name=name) if dtype in HALVES else nn.LayerNorm(dtype=dtype, name=name)
 
 
+def dense_gelu(features: int, dtype: jnp.dtype, name: str) -> Callable[[Array], Array]:
+    """`dense`, then GELU; in half precision nothing but the product is kept for the gradient."""
+    if dtype in HALVES:
+        return _Dense(features, -1, dtype, is_gelu=True, name=name)
+    return lambda x: nn.gelu(dense(features, dtype, name)(x))
+
+
 class _Dense(nn.Module):
     features: int | Sequence[int]
     axis: int | Sequence[int]
     dtype: jnp.dtype
+    is_gelu: bool = False
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -60,7 +68,10 @@ class _Dense(nn.Module):
         contracted = (axes, tuple(range(len(axes))))
         y = jax.lax.dot_general(jnp.asarray(x, self.dtype), kernel, (contracted, ((), ())))
         # Else the bias becomes part of the product, for which XLA copies each layer's slices of both.
-        return add_bias(jax.lax.optimization_barrier(y), bias)
+        y = jax.lax.optimization_barrier(y)
+        if self.is_gelu:
+            return jax.checkpoint(lambda y, bias: nn.gelu(add_bias(y, bias)))(y, bias)
+        return add_bias(y, bias)
 
 
 class _LayerNorm(nn.Module):
@@ -71,8 +82,20 @@ class _LayerNorm(nn.Module):
         width = x.shape[-1:]
         scale = self.param("scale", nn.initializers.ones, width)
         bias = self.param("bias", nn.initializers.zeros, width)
-        normed = nn.LayerNorm(use_scale=False, use_bias=False, dtype=self.dtype)(x)
+        normed = standardise(x)
         return add_bias(scale_columns(normed, scale), bias)
+
+
+@jax.checkpoint
+def standardise(x: Array) -> Array:
+    """Zero mean and unit variance over the last axis, worked out in float32, in x's dtype.
+
+    Worked out again for the gradient: with nothing kept, XLA makes one kernel of it in each direction
+    instead of three, and the variance of the differences (not of the squares) lets it.
+    """
+    x32 = jnp.asarray(x, jnp.float32)
+    x32 = x32 - x32.mean(-1, keepdims=True)
+    return (x32 * jax.lax.rsqrt(jnp.square(x32).mean(-1, keepdims=True) + 1e-6)).astype(x.dtype)
 
 
 @jax.custom_vjp
