@@ -67,3 +67,27 @@ def test_any_number_of_rows_is_summed_under_vmap_too(rows):
 def test_float32_layers_are_flax_own():
     assert isinstance(_sums.dense(4, jnp.float32, "a"), nn.Dense)
     assert isinstance(_sums.layer_norm(jnp.float32, "a"), nn.LayerNorm)
+
+
+def test_several_layers_of_one_input_are_those_layers():
+    x = jax.random.normal(jax.random.key(0), (3, 40, 20), HALF)
+
+    class Joined(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return sum(_sums.denses((2, 12), HALF, ("a", "b"))(x))
+
+    class Apart(nn.Module):
+        @nn.compact
+        def __call__(self, x):
+            return sum(_sums.dense((2, 12), HALF, name)(x) for name in "ab")
+
+    joined, apart = Joined(), Apart()
+    params = apart.init(jax.random.key(1), x)
+    same = lambda a, b: np.testing.assert_array_equal(a, b)  # noqa: E731
+    jax.tree.map(same, joined.init(jax.random.key(1), x), params)
+    loss = lambda m, p, x: jnp.square(m.apply(p, x).astype(jnp.float32)).mean()  # noqa: E731
+    got, wanted = (jax.grad(loss, (1, 2))(m, params, x) for m in (joined, apart))
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
+        a, b = a.astype(jnp.float32), b.astype(jnp.float32)
+        np.testing.assert_allclose(a, b, atol=0.02 * float(jnp.abs(b).max()))

@@ -64,9 +64,11 @@ class Attention(nn.Module):
     def __call__(self, queries_BAD: Array, keys_BTD: Array, mask_BT: Array) -> Array:
         dim = queries_BAD.shape[-1]
         shape = (self.num_heads, dim // self.num_heads)
-        q = _sums.dense(shape, self.dtype, "query")(queries_BAD)
-        k = _sums.dense(shape, self.dtype, "key")(keys_BTD)
-        v = _sums.dense(shape, self.dtype, "value")(keys_BTD)
+        if queries_BAD is keys_BTD:
+            q, k, v = _sums.denses(shape, self.dtype, ("query", "key", "value"))(keys_BTD)
+        else:
+            q = _sums.dense(shape, self.dtype, "query")(queries_BAD)
+            k, v = _sums.denses(shape, self.dtype, ("key", "value"))(keys_BTD)
         if self.rotary:
             q, k = rotate(q), rotate(k)
         out = attention.attend(q, k, v, mask_BT, self.kind)
