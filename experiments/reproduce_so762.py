@@ -44,7 +44,7 @@ _PAPER_SEARCH = {
 _FIRST_RECIPE = (
     "--config.projector.bridgeformer.positions=none",
     "--config.vocabulary.kind=full",
-    "--config.objective.embedlink_ctc.logits_dtype=bfloat16",
+    "--config.objective.embedlink_ctc.logits_dtype=float16",
     "--config.train.num_steps=5000",
 )
 
