@@ -10,6 +10,7 @@ from tiny_align_jax import benchmark_steps, registry
 from tiny_align_jax.benchmark_sizes import Size
 from tiny_align_jax.benchmark_timing import Row, is_accelerator
 from tiny_align_jax.data import batching
+from tiny_align_jax.features import cache
 from tiny_align_jax.train import loop
 
 _EPOCH = 8  # steps
@@ -51,7 +52,7 @@ def input_share(size: Size, size_name: str) -> list[Row]:
 def _on_disk(problem: benchmark_steps.Problem, folder: Path) -> batching.Examples:
     """The problem's corpus as the feature cache holds one: a memory-mapped file."""
     corpus = jax.tree.map(np.asarray, problem.corpus)
-    np.save(folder / "frames.npy", corpus.features_BTE)
+    np.save(folder / "frames.npy", corpus.features_BTE.astype(cache.STORE_DTYPE))
     frames = np.load(folder / "frames.npy", mmap_mode="r")
     ids = [str(i) for i in range(len(frames))]
     return batching.make_examples(

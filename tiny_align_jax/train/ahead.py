@@ -1,6 +1,6 @@
 """Input that is made while the device works: a thread gathers the next group and sends it off."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
@@ -8,7 +8,7 @@ T = TypeVar("T")
 U = TypeVar("U")
 
 
-def made_ahead(make: Callable[[T], U], items: Iterator[T]) -> Iterator[U]:
+def made_ahead(make: Callable[[T], U], items: Iterator[T]) -> Generator[U, None, None]:
     """`map(make, items)`, whose next result is being made while the caller has the last one.
 
     One ahead, no more: what waits takes memory, on the host or on the device. Ends with `items`; what `make` or

@@ -329,9 +329,10 @@ class _Dispatcher:
         return group, (jax.device_put(self._batches(group)),)
 
     def _batches(self, group: batching.Group) -> Batch:
-        rows = zip(group.index_KB, group.weight_KB, strict=True)
-        batches = [batching.gather(self._run.examples, i, w, group.max_frames) for i, w in rows]
-        return jax.tree.map(lambda *parts: np.stack(parts), *batches)
+        # All steps' rows in one padded array: a batch a step, stacked, would be copied once more.
+        rows = group.index_KB.reshape(-1), group.weight_KB.reshape(-1)
+        batches = batching.gather(self._run.examples, *rows, group.max_frames)
+        return jax.tree.map(lambda x: x.reshape(*group.index_KB.shape, *x.shape[1:]), batches)
 
 
 class _Watch:
