@@ -61,7 +61,8 @@ def init_state(spec: StepSpec, trainable: PyTree, fixed: PyTree, seed: int) -> T
         step=jnp.zeros((), jnp.int32),
         trainable=trainable,
         fixed=fixed,
-        opt_state=spec.optimizer.init(trainable),
+        # One program, not one a shape: each would be read from disk at every start.
+        opt_state=jax.jit(spec.optimizer.init)(trainable),
         average=jax.tree.map(jnp.copy, trainable) if spec.average_decay else None,
         key=jax.random.key_data(jax.random.key(seed)),
     )
