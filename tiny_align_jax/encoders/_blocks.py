@@ -15,8 +15,13 @@ LAYER_NORM_EPSILON = 1e-5
 
 
 def gelu(x: jax.Array) -> jax.Array:
-    """Exact (erf) GELU: the tanh form moves real Whisper frames by 0.03 to 0.25."""
-    return jax.nn.gelu(x, approximate=False)
+    """Exact (erf) GELU in float32: the tanh form moves real Whisper frames by 0.03 to 0.25.
+
+    JAX's exact form takes erfc, which evaluates three expansions at every value and keeps one: 201 us a layer
+    of Whisper base, where reading and writing its bytes takes 112 (H100), and 2.4 times the CPU's time.
+    """
+    x32 = x.astype(jnp.float32)
+    return (0.5 * x32 * (1.0 + jax.lax.erf(x32 * 2**-0.5))).astype(x.dtype)
 
 
 def layer_norm(dtype: Any, name: str) -> nn.LayerNorm:
