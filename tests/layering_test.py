@@ -25,6 +25,7 @@ LEAVES = {
     "lora",
     "matching",
     "accents",
+    "placing",
     "published",
     "synthesize",
     "testing",

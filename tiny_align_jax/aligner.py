@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import decode, joined, lora, registry
+from tiny_align_jax import decode, joined, lora, placing, registry
 from tiny_align_jax.data import prompts, tokenizer, vocabulary
 from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.responder import Llm, Responder
@@ -130,9 +130,11 @@ class Aligner:
         words = tokenizer.load(llm_folder.path)
         rows = vocabulary.from_json(card["vocabulary"], words.token_strings(), words.eos_id, words)
         held = _held(card, "llm")
-        table_VD = loading.embedding_rows(llm_folder, rows.row_ids, held)
-        # `device_put` takes it over on a CPU, `asarray` would copy it.
-        frozen = Frozen(table_VD=jax.device_put(table_VD), row_ids_V=jnp.asarray(rows.row_ids))
+        frozen = Frozen(
+            # No name for what was read: the host would hold it while the LLM is loaded.
+            table_VD=placing.put(loading.embedding_rows(llm_folder, rows.row_ids, held)),
+            row_ids_V=jnp.asarray(rows.row_ids),
+        )
         ear = make_ear(card)
         params = load_params(folder / WEIGHTS_FILE, ear, card, frozen)
         llm = _load_llm(llm_folder, config, held, folder / LORA_FILE) if need_llm else None
@@ -187,7 +189,9 @@ class Aligner:
         check_snap(mode)
         keep_A = hearing.reading.keep_BA[row]
         if mode == "nearest":
-            return np.asarray(self.frozen.table_VD)[hearing.reading.rows_BA[row][keep_A]]
+            # Taken where they lie, and as many for every text: else the whole table comes to the host.
+            rows_A = hearing.reading.rows_BA[row]
+            return np.asarray(jnp.take(self.frozen.table_VD, rows_A, axis=0))[keep_A]
         if mode == "soft":
             return np.asarray(hearing.reading.soft_BAD[row][keep_A], np.float32)
         if mode == "none":
@@ -323,7 +327,7 @@ def _held(card: Mapping[str, Any], part: str) -> quantize.Config:
 
 def _load_llm(folder: Any, config: Mapping[str, Any], held: quantize.Config, adapters: Path) -> Llm:
     dtype = jnp.dtype(config.get("llm", {}).get("dtype", "float32"))
-    loaded = loading.load_llm(folder, dtype, held, joined.place_quantised)
+    loaded = loading.load_llm(folder, dtype, held, joined.place_unjoined)
     model = decode.LanguageModel(loaded.module, loaded.config, dtype)
     params = loaded.params
     return Llm(model, _with_adapters(params, adapters) if adapters.is_file() else params)

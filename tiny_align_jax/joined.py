@@ -5,7 +5,6 @@ every token waits for a copy of these matrices, 1.3 GB of Llama-3.2-1B's 2.5 (co
 Joined before, they are read once, by one product instead of two or three.
 """
 
-import functools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -14,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tiny_align_jax import placing
 from tiny_align_jax.quantize import grouped
 from tiny_align_jax.quantize.grouped import Grouped
 from tiny_align_jax.types import PyTree
@@ -30,8 +30,8 @@ def for_decoding(params: PyTree) -> PyTree:
     return join(grouped.words(params))
 
 
-def place_quantised(name: str, value: Any) -> Any:
-    """A quantised matrix goes to the device as it is loaded, so that the host never holds them all.
+def place_unjoined(name: str, value: Any) -> Any:
+    """What is joined with nothing goes to the device as it is loaded, so that the host never holds all matrices.
 
     What is to be joined waits for it; on a CPU everything stays where it is.
 
@@ -39,11 +39,9 @@ def place_quantised(name: str, value: Any) -> Any:
         name: 'layers/mlp/down/weight'.
         value: what stands there.
     """
-    waits = not isinstance(value, Grouped) or _waits(name.split("/"))
-    if jax.default_backend() == "cpu" or waits:
+    if jax.default_backend() == "cpu" or _waits(name.split("/")):
         return value
-    # Waited for: else the host holds what has not been sent yet.
-    return jax.block_until_ready(jax.device_put(grouped.words(value)))
+    return placing.put(grouped.words(value))
 
 
 def join(params: PyTree) -> PyTree:
@@ -52,7 +50,7 @@ def join(params: PyTree) -> PyTree:
     Those with adapters stay apart, and quantised ones of different layouts. Beside the result, the device holds one layer's
     part at a time (`part_bytes`).
     """
-    return _walk(params, _joined, jax.device_put)
+    return _walk(params, _joined, placing.put)
 
 
 def shapes_for_decoding(params: PyTree) -> PyTree:
@@ -94,15 +92,15 @@ def part_bytes(params: PyTree) -> int:
 
 
 def loaded_bytes(params: PyTree) -> tuple[int, int]:
-    """Bytes (of shapes) that wait on the host until all is loaded, and of the largest that `place_quantised` sends."""
+    """Bytes (of shapes) that wait on the host until all is loaded, and of the largest that `place_unjoined` sends."""
     waiting, sent = 0, [0]
     is_held = lambda node: isinstance(node, Grouped)  # noqa: E731
     for path, node in jax.tree_util.tree_leaves_with_path(params, is_leaf=is_held):
         size = sum(math.prod(x.shape) * x.dtype.itemsize for x in jax.tree.leaves(node))
-        if is_held(node) and not _waits(key.key for key in path):
-            sent.append(size)
-        else:
+        if _waits(key.key for key in path):
             waiting += size
+        else:
+            sent.append(size)
     return waiting, max(sent)
 
 
@@ -117,16 +115,11 @@ def _joined(parts: list[Any]) -> jax.Array:
     for layer in range(num_layers):
         row = 0
         for part in parts:
-            whole = _put(whole, part[layer], layer, row)
+            start = (layer, row) + (0,) * len(rest)
+            whole = placing.fill(whole, part[layer][None], start)
             row += part.shape[1]
         jax.block_until_ready(whole)  # else the device holds all layers that are on their way
     return whole
-
-
-@functools.partial(jax.jit, donate_argnums=0)
-def _put(whole: jax.Array, part: jax.Array, layer: int, row: int) -> jax.Array:
-    start = (layer, row) + (0,) * (part.ndim - 1)
-    return jax.lax.dynamic_update_slice(whole, part[None], start)
 
 
 def _plain(parts: list[Any]) -> bool:

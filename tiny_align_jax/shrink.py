@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tiny_align_jax import checks, decode_loop
+from tiny_align_jax import checks, decode_loop, placing
 from tiny_align_jax.data import prompts, tokenizer, vocabulary
 from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.types import Array, ConfigError, PyTree
@@ -127,7 +127,7 @@ def layer_scores(
     mask_BN = np.zeros(ids_BN.shape, bool)
     for i, row in enumerate(rows):
         ids_BN[i, : len(row)], mask_BN[i, : len(row)] = row, True
-    return np.asarray(_scores(model, jax.device_put(loaded.params), ids_BN, mask_BN))
+    return np.asarray(_scores(model, placing.put(loaded.params), ids_BN, mask_BN))
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -89,7 +89,7 @@ def test_a_quantised_model_computes_with_its_dequantised_matrices(folder, name):
 def test_a_gpu_holds_the_same_model_with_its_codes_in_words(folder, monkeypatch):
     want = loading.load_llm(folder, jnp.float32, _HELD["gguf"])
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    loaded = loading.load_llm(folder, jnp.float32, _HELD["gguf"], joined.place_quantised)
+    loaded = loading.load_llm(folder, jnp.float32, _HELD["gguf"], joined.place_unjoined)
     held = joined.for_decoding(loaded.params)
     matrices = [n for n in jax.tree.leaves(held, is_leaf=is_quantised) if is_quantised(n)]
     assert len(matrices) == 5  # q, k, v are one, gate and up are one

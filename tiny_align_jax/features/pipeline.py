@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tiny_align_jax import placing
 from tiny_align_jax.data import audio, distortion
 from tiny_align_jax.features import cache
 from tiny_align_jax.types import SAMPLE_RATE_HZ, Array, AudioError, PyTree, Utterance
@@ -164,8 +165,8 @@ class BatchEncoder:
         if self._ready:
             return encode(self._encoder, self._layers, self._params, inputs_B, num_samples_B)
         start_s = time.monotonic()
-        params = self._params() if callable(self._params) else self._params
-        self._params = jax.device_put(params)
+        # No name for what was read: the host would hold it while the encoder is compiled.
+        self._params = placing.put(self._params() if callable(self._params) else self._params)
         frames = encode(self._encoder, self._layers, self._params, inputs_B, num_samples_B)
         self._ready, self.compile_s = True, time.monotonic() - start_s
         return frames

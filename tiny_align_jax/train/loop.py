@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tiny_align_jax import checks
+from tiny_align_jax import checks, placing
 from tiny_align_jax.data import batching
 from tiny_align_jax.train import step as step_lib
 from tiny_align_jax.train.ahead import made_ahead
@@ -404,7 +404,7 @@ def resident_corpus(examples: batching.Examples, max_frames: int) -> Batch:
     """All examples on the device, padded to `max_frames`."""
     everything = np.arange(len(examples))
     corpus = batching.gather(examples, everything, np.ones(len(everything)), max_frames)
-    return jax.tree.map(jnp.asarray, corpus)
+    return placing.put(corpus)
 
 
 def dispatch_steps(run: Run) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 import tiny_align_jax
-from tiny_align_jax import checks, registry, shrink
+from tiny_align_jax import checks, placing, registry, shrink
 from tiny_align_jax.data import augment, batching, prompts, splits, tokenizer, vocabulary
 from tiny_align_jax.features import extract, hashing
 from tiny_align_jax.quantize import config as quantize
@@ -26,6 +26,8 @@ from tiny_align_jax.train.partition import partition
 from tiny_align_jax.train.step import StepSpec, TrainState, init_state, with_constants
 from tiny_align_jax.types import ConfigError, DataError, Frozen, PyTree, Reading, Utterance
 from tiny_align_jax.weights import assets, loading, shrunk
+
+_ROWS_AT_ONCE = 16_384  # of the table, more than any corpus here uses
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,9 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
         config["vocabulary"]["min_count"],
     )
     frozen = load_frozen(module, llm_folder, rows, config, words)
-    frozen = with_constants(module, module_config, frozen)
+    table_rms = _rms(np.asarray(frozen.table_VD))
+    # Once, for constants, steps and validation: host arrays would travel with every call that takes them.
+    frozen = with_constants(module, module_config, placing.put(frozen))
     cache, report, encoder_card = features(
         config, cache_dir, [*split.train, *split.validation], progress
     )
@@ -93,7 +97,6 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     )
     if getattr(module, "FIXED_LENGTH", False):
         warn_of_cut(train_examples, functools.partial(projector.num_audio_tokens, projector_config))
-    table_rms = float(np.sqrt(np.mean(np.square(frozen.table_VD))))
     llm = loading.llm_config(llm_folder) if "llm" in module.NEEDS else None
     spec = step_spec(config, frozen.table_VD.shape[1], table_rms, llm)
     validate = None
@@ -448,6 +451,14 @@ def versions() -> dict[str, str]:
         "python": platform.python_version(),
         "device": f"{device.platform}: {device.device_kind}",
     }
+
+
+def _rms(table_VD: np.ndarray) -> float:
+    """Root mean square, without a second table for the squares."""
+    blocks = [table_VD[i : i + _ROWS_AT_ONCE] for i in range(0, len(table_VD), _ROWS_AT_ONCE)]
+    means = [np.mean(np.square(block)) for block in blocks]
+    mean = np.average(means, weights=[len(block) for block in blocks])
+    return float(np.sqrt(np.float32(mean)))
 
 
 def _can_emit(projector, projector_config, objective, objective_config, num_frames, target) -> bool:

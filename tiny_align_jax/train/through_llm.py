@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import decode, lora, registry
+from tiny_align_jax import decode, lora, placing, registry
 from tiny_align_jax.data import batching, prompts, vocabulary
 from tiny_align_jax.responder import Llm, Responder
 from tiny_align_jax.train.step import StepSpec
@@ -66,7 +66,9 @@ def add_llm(
         dtype: of the parameters.
         quantize: how its matrices are held.
     """
-    params = jax.device_put(loading.load_llm(folder, dtype, quantize).params)
+    # Matrix by matrix, so that the host never holds them all.
+    place = lambda _, matrix: placing.put(matrix)  # noqa: E731
+    params = loading.load_llm(folder, dtype, quantize, place).params
     return dataclasses.replace(
         frozen,
         llm=params,
