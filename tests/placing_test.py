@@ -15,7 +15,7 @@ PIECE_BYTES = 64
 def tree():
     rng = np.random.default_rng(0)
     return {
-        "table": rng.normal(size=(11, 4)).astype(np.float32),  # 176 bytes: pieces of 4, 4 and 3 rows
+        "table": rng.normal(size=(11, 4)).astype(np.float32),  # pieces of 4 rows
         "codes": rng.integers(0, 255, (3, 100), np.uint8),  # a row is larger than a piece
         "scale": np.float32(2.0) * np.ones((), np.float32),
         "half": rng.normal(size=(40,)).astype(jnp.bfloat16),

@@ -213,13 +213,24 @@ def test_a_smaller_llm_is_planned_as_it_will_be(config_and_cache):
         plan.make(config, cache_dir, CPU)
 
 
-def test_a_gpu_is_sent_quantised_matrices_one_by_one_and_floats_at_once(config_and_cache):
+def test_a_gpu_is_sent_matrices_one_by_one_but_those_that_are_joined(config_and_cache):
     config, cache_dir = config_and_cache
-    read = {}
+    read, size = {}, {}
     for weights in ("float", "int8"):
         llm = {**config["llm"], "quantize": {"weights": weights}}
         params = plan.make({**config, "llm": llm}, cache_dir, CPU).shapes.llm_params
         _, read[weights] = stages._answering_weights(params, Config(platform="gpu"))
+        size[weights] = stages.tree_bytes(params)
         assert len(stages._answering_weights(params, CPU)) == 1
     assert read["float"].device_bytes > read["int8"].device_bytes > 0
     assert 3 * read["int8"].host_bytes < read["float"].host_bytes
+    assert all(read[weights].host_bytes < size[weights] for weights in size)
+
+
+def test_what_a_gpu_takes_beside_what_was_asked_is_planned(config_and_cache):
+    gpu, cpu = (
+        plan.make(*config_and_cache, Config(platform=name)).stage("features")
+        for name in ("gpu", "cpu")
+    )
+    more = {part.name for part in gpu.parts} - {part.name for part in cpu.parts}
+    assert more == {"transfers, pinned", "blocks larger than asked for", "compiled programs"}

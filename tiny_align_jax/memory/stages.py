@@ -21,10 +21,25 @@ from tiny_align_jax.memory.shapes import Shapes, shape
 from tiny_align_jax.train import setup, step
 from tiny_align_jax.types import PyTree
 
-# Resident memory of a process that has imported everything and computed 1 + 1 (the GPU's: H100, JAX 0.11.2), and
-# what compiling the programs of a stage adds to it for good: 50 to 210 MB on a CPU, 500 in the one stage on a GPU.
+# Resident memory of a process that has imported everything and computed 1 + 1 (the GPU's: H100, JAX 0.11.2, 800 and 804
+# MB), and what compiling adds to it for good: 50 to 210 MB in a CPU's stages, on a GPU the first programs, that load weights.
 PROCESS_BYTES = {"cpu": 270_000_000, "gpu": 800_000_000}
-COMPILER_BYTES = {"cpu": 85_000_000, "gpu": 500_000_000}
+COMPILER_BYTES = {"cpu": 85_000_000, "gpu": 200_000_000}
+# What compiling a stage's own programs adds on a GPU (XLA's heap, pages of cuBLAS and of the PTX compiler); fitted to
+# the twelve stages of docs/edge.md, and not yet confirmed on others.
+PROGRAMS_BYTES = {
+    "features": 100_000_000,
+    "training": 1_100_000_000,
+    "personalisation": 640_000_000,
+    "reading": 630_000_000,
+    "generation": 630_000_000,
+    "evaluation": 825_000_000,
+}
+# The GPU allocator hands out up to 128 MiB more than was asked for, and XLA tries kernels on buffers with guard zones:
+# together 51 to 164 MB in eight of those stages. Fitted to them, too.
+UNASKED_BYTES = 115_000_000
+# One region of the pool of pinned memory that all transfers to a GPU pass (`placing`).
+PINNED_BYTES = 128 << 20
 # A tokenizer of 49k entries takes 60 MB of Python objects, one of 262k 420 MB.
 TOKENIZER_BYTES_A_TOKEN = 1_480
 VALIDATION_BATCH = 32  # of `setup.make_validation`
@@ -89,6 +104,7 @@ def features(shapes: Shapes, device: Config) -> Stage:
         Part("audio decoded ahead", 0, ahead),
         Part("frames not yet written", 0, min(2 * writer.SHARD_BYTES, _corpus_bytes(shapes))),
         encoding(shapes, device, batch),
+        *programs("features", device, "encode"),
     )
     window_s = shapes.config["encoder"]["window_s"]
     return Stage("features of a corpus", f"batch {batch}, window {window_s} s", parts)
@@ -98,7 +114,6 @@ def training(shapes: Shapes, device: Config) -> Stage:
     """Training on cached features."""
     state, frozen, work = shapes.state, shapes.frozen, shapes.work
     batch = min(shapes.train.batch_size, work.num_utterances)
-    table = tree_bytes(shapes.table)
     corpus_parts, steps, args, static = _corpus(shapes, batch)
     program = Compiler(device)(steps, state, frozen, *args, **static)
     parts = [
@@ -106,15 +121,14 @@ def training(shapes: Shapes, device: Config) -> Stage:
         Part("projector and objective", tree_bytes((state.trainable, state.fixed))),
         Part("optimizer", tree_bytes(state.opt_state)),
         Part("running average", tree_bytes(state.average)),
-        Part("table rows", table, table),
+        *table_rows(shapes, device),
         *corpus_parts,
         Part("training step: temporaries", program.num_bytes, 0, "train"),
+        *programs("training", device, "train"),
     ]
     if frozen.llm is not None:
-        parts += weights("LLM", frozen.llm, device)
+        parts += _sent_weights("LLM", frozen.llm, device)
     elif work.validates:
-        # The validation hands the table over anew with every batch.
-        parts.append(Part("table rows, again", table, 0, "validate"))
         parts.append(hearing(shapes, device, VALIDATION_BATCH, "validate"))
     if shapes.scored_llm is not None:
         size = tree_bytes(shapes.scored_llm.params("llms", jnp.float32))
@@ -127,15 +141,15 @@ def training(shapes: Shapes, device: Config) -> Stage:
 
 def reading(shapes: Shapes, device: Config) -> Stage:
     """A corpus heard without the LLM: encoder, then projector."""
-    recordings = shapes.work.num_recordings
-    table, state = tree_bytes(shapes.table), shapes.state
+    recordings, state = shapes.work.num_recordings, shapes.state
     parts = (
         *process(device, shapes.llm.config.vocab_size),
         *weights("encoder", shapes.encoder_params, device),
         Part("projector and objective", tree_bytes((state.trainable, state.fixed))),
-        Part("table rows", table),
+        *table_rows(shapes, device),
         encoding(shapes, device, recordings),
         hearing(shapes, device, HEARD_BATCH, "hear"),
+        *programs("reading", device, "hear"),
     )
     setting = f"batches of {recordings} and {HEARD_BATCH}, {shapes.bucket_frames} frames"
     return Stage("reading", setting, parts)
@@ -154,13 +168,13 @@ def generation(shapes: Shapes, device: Config, name: str = "generation") -> Stag
     )
     kv = tree_bytes(shapes.answers(shapes.llm.dtype))
     several = 1 < work.num_answers < work.num_test
-    table, state = tree_bytes(shapes.table), shapes.state
+    state = shapes.state
     parts = (
         *process(device, shapes.llm.config.vocab_size),
         *_answering_weights(shapes.llm_params, device),
         *weights("encoder", shapes.encoder_params, device),
         Part("projector and objective", tree_bytes((state.trainable, state.fixed))),
-        Part("table rows", table),
+        *table_rows(shapes, device),
         Part("KV cache, shared part", tree_bytes(shapes.prompt(shapes.llm.dtype)[0])),
         encoding(shapes, device, work.num_recordings),
         hearing(shapes, device, min(work.num_answers, HEARD_BATCH), "hear"),
@@ -169,6 +183,7 @@ def generation(shapes: Shapes, device: Config, name: str = "generation") -> Stag
         Part("LLM: temporaries", read.temporary_bytes, 0, "read the prompt"),
         Part("KV cache", kv, 0, "answer"),
         Part("LLM: temporaries", run.num_bytes, 0, "answer"),
+        *programs(name, device, "answer"),
     )
     length = work.prefix_tokens + work.tail_tokens + work.new_tokens
     return Stage(name, f"batch {work.num_answers}, {length} tokens", parts)
@@ -189,6 +204,23 @@ def process(device: Config, vocab_size: int = 0) -> list[Part]:
     if vocab_size:
         num_bytes = TOKENIZER_BYTES_A_TOKEN * vocab_size
         parts.append(Part("tokenizer", 0, num_bytes))
+    if not device.on_cpu:
+        parts.append(Part("transfers, pinned", 0, PINNED_BYTES))
+        parts.append(Part("blocks larger than asked for", UNASKED_BYTES))
+    return parts
+
+
+def programs(stage: str, device: Config, moment: str) -> list[Part]:
+    """What compiling the programs of a stage leaves on a GPU's host, there when the last has been compiled."""
+    return [] if device.on_cpu else [Part("compiled programs", 0, PROGRAMS_BYTES[stage], moment)]
+
+
+def table_rows(shapes: Shapes, device: Config) -> list[Part]:
+    """Rows of the LLM's table; those that are sent to a GPU were read before anything else."""
+    size = tree_bytes(shapes.table)
+    parts = [Part("table rows", size)]
+    if not device.on_cpu:
+        parts.append(Part("table rows, as read", 0, size, "read the table"))
     return parts
 
 
@@ -201,12 +233,19 @@ def weights(name: str, params: PyTree, device: Config, moment: str = "") -> list
     ]
 
 
+def _sent_weights(name: str, params: PyTree, device: Config) -> list[Part]:
+    """Weights of which an accelerator gets one matrix after the other."""
+    largest = 0 if device.on_cpu else max(tree_bytes(leaf) for leaf in jax.tree.leaves(params))
+    parts = [Part(name, tree_bytes(params))]
+    return [*parts, Part(f"{name}, as read", 0, largest, f"load {name}")] if largest else parts
+
+
 def _for_decoding(params: PyTree, device: Config) -> PyTree:
     return params if device.on_cpu else joined.shapes_for_decoding(params)
 
 
 def _answering_weights(params: PyTree, device: Config) -> list[Part]:
-    """The LLM of an `aligner`: an accelerator gets floats and what is joined when all is read, the rest at once.
+    """The LLM of an `aligner`: an accelerator gets what is joined when all is read, the rest matrix by matrix.
 
     While matrices are joined (`joined.join`), it holds a layer of one matrix twice.
     """

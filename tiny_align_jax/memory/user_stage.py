@@ -12,7 +12,15 @@ from tiny_align_jax.adapt import delta, fit, recipe
 from tiny_align_jax.aligner import Ear
 from tiny_align_jax.memory.budget import Config, Part, Stage
 from tiny_align_jax.memory.shapes import Shapes, shape
-from tiny_align_jax.memory.stages import Compiler, encoding, process, tree_bytes, weights
+from tiny_align_jax.memory.stages import (
+    Compiler,
+    encoding,
+    process,
+    programs,
+    table_rows,
+    tree_bytes,
+    weights,
+)
 from tiny_align_jax.types import PyTree
 
 NUM_UTTERANCES = 14
@@ -38,13 +46,14 @@ def personalisation(shapes: Shapes, device: Config) -> Stage:
     settings = fit.Settings(number, number, number, stop_step=shape((), jnp.int32))
     arguments = (params, shapes.table, corpus, replay, _jobs(shapes), settings)
     program = Compiler(device)(fit.run, spec, *arguments)
-    table, data = tree_bytes(shapes.table), tree_bytes((corpus, replay))
+    data = tree_bytes((corpus, replay))
     parts = [
         *process(device, shapes.llm.config.vocab_size),
         Part("projector and objective", tree_bytes(shapes.params)),
-        Part("table rows", table),
+        *table_rows(shapes, device),
         Part("the user's utterances and replay", data, data, "adapt"),
         Part("adaptation: temporaries", program.num_bytes, 0, "adapt"),
+        *programs("personalisation", device, "adapt"),
         *weights("encoder", shapes.encoder_params, device, moment="" if spec.encoder else "encode"),
     ]
     if device.on_cpu:
