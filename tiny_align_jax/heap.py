@@ -11,7 +11,7 @@ import pathlib
 
 import jax
 
-_COMPILED_EVENT = "/jax/core/compile/backend_compile_duration"
+COMPILED_EVENT = "/jax/core/compile/backend_compile_duration"
 _MAPS = pathlib.Path("/proc/self/maps")
 _STATUS = pathlib.Path("/proc/self/status")
 _MANY_MAPS = 30_000
@@ -53,5 +53,5 @@ def give_back_after_compiling() -> None:
 
 def _after(event: str, duration_secs: float, **kwargs: str | int) -> None:
     del kwargs  # the names are those that JAX calls listeners with
-    if event == _COMPILED_EVENT and duration_secs >= _LONG_COMPILE_S:
+    if event == COMPILED_EVENT and duration_secs >= _LONG_COMPILE_S:
         give_back()

@@ -25,13 +25,14 @@ import jax
 import jax.numpy as jnp
 from absl import logging
 
-from tiny_align_jax import decode, evaluate, heap, personalize, stand_in, transcribe
+from tiny_align_jax import decode, evaluate, personalize, stand_in, transcribe
 from tiny_align_jax.adapt import recipe
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data import prompts
 from tiny_align_jax.memory import plan, user_stage
 from tiny_align_jax.memory.budget import Config
 from tiny_align_jax.memory.kinds import with_work
+from tiny_align_jax.memory.moments import Moments
 from tiny_align_jax.train import run, setup
 from tiny_align_jax.types import ConfigError
 
@@ -39,6 +40,7 @@ DEVICE_TOLERANCE, HOST_TOLERANCE = 0.10, 0.15
 PREPARE = "prepare"
 TIMEOUT_S = 1800
 NEW_TOKENS = 16  # of an answer
+_Mark = Callable[[str], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,10 +176,18 @@ def run_here(name: str, world: World, stage: str, base: Mapping[str, Any], out: 
     if stage == PREPARE:
         return _prepare(world, folder, base)
     config = json.loads((folder / "config.json").read_text())
-    began_s = time.monotonic()
-    _STAGES[stage](config, folder)
-    row = _peaks() | {"world": name, "encoder": world.encoder, "llm": world.llm, "stage": stage}
-    row |= {"dtype": world.dtype, "seconds": round(time.monotonic() - began_s, 1)}
+    moments = Moments()
+    _STAGES[stage](config, folder, moments.mark)
+    last = moments.mark("end")
+    row = {
+        "platform": jax.default_backend(),
+        "measured_device_bytes": last["device_peak_bytes"],
+        "measured_host_bytes": last["host_peak_bytes"],
+        "resident": last["resident"],
+        "moments": moments.rows,
+    }
+    row |= {"world": name, "encoder": world.encoder, "llm": world.llm, "stage": stage}
+    row |= {"dtype": world.dtype, "seconds": last["seconds"]}
     row |= _predict(world, config, folder, stage) | {"versions": setup.versions()}
     (out / "rows" / f"{name}.{stage}.json").write_text(json.dumps(row, indent=1), encoding="utf-8")
 
@@ -207,54 +217,49 @@ def _prepare(world: World, folder: Path, base: Mapping[str, Any]) -> None:
     run.train(untrained, folder / "run", str(folder / "cache"), progress=False)
 
 
-def _features(config: Mapping[str, Any], folder: Path) -> None:
+def _features(config: Mapping[str, Any], folder: Path, mark: _Mark) -> None:
+    del mark
     utterances = setup.read_split(config).train
     setup.features(config, str(folder / "cache_of_features"), utterances, progress=False)
 
 
-def _training(config: Mapping[str, Any], folder: Path) -> None:
+def _training(config: Mapping[str, Any], folder: Path, mark: _Mark) -> None:
+    del mark
     config = {**config, "train": {**config["train"], "num_steps": 8}}
     run.train(config, folder / "trained", str(folder / "cache"), progress=False)
 
 
-def _personalisation(config: Mapping[str, Any], folder: Path) -> None:
+def _personalisation(config: Mapping[str, Any], folder: Path, mark: _Mark) -> None:
     base = Aligner.load(folder / "run", folder / "cache", need_llm=False)
+    mark("load")
     said = setup.read_split(config).test[:14]
     how = recipe.of_sections({"method": user_stage.DEFAULT_METHOD})
     personalize.personalize(base, folder / "run", str(folder / "cache"), "user", said, how)
 
 
-def _generation(config: Mapping[str, Any], folder: Path) -> None:
+def _generation(config: Mapping[str, Any], folder: Path, mark: _Mark) -> None:
     aligner = Aligner.load(folder / "run", folder / "cache", need_llm=True)
+    mark("load")
     prompt = prompts.Config(examples=())
     answers = decode.Config(max_new_tokens=NEW_TOKENS)
     transcriber = transcribe.Transcriber(aligner, prompt, answers, "nearest")
     transcriber(setup.read_split(config).test[0].audio_path)
 
 
-def _evaluation(config: Mapping[str, Any], folder: Path) -> None:
+def _evaluation(config: Mapping[str, Any], folder: Path, mark: _Mark) -> None:
     del config
     aligner = Aligner.load(folder / "run", folder / "cache", need_llm=True)
+    mark("load")
     evaluate.evaluate(aligner, folder / "cache", evaluate.Config(snap="nearest"))
 
 
-_STAGES: dict[str, Callable[[Mapping[str, Any], Path], None]] = {
+_STAGES: dict[str, Callable[[Mapping[str, Any], Path, _Mark], None]] = {
     "features": _features,
     "training": _training,
     "personalisation": _personalisation,
     "generation": _generation,
     "evaluation": _evaluation,
 }
-
-
-def _peaks() -> dict[str, Any]:
-    stats = jax.local_devices()[0].memory_stats() or {}
-    return {
-        "platform": jax.default_backend(),
-        "measured_device_bytes": stats.get("peak_bytes_in_use"),
-        "measured_host_bytes": run.peak_rss_bytes(),
-        "resident": heap.resident_bytes(),
-    }
 
 
 def _predict(world: World, config: Mapping[str, Any], folder: Path, stage: str) -> dict[str, Any]:

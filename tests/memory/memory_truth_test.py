@@ -43,6 +43,14 @@ def test_a_process_takes_what_was_predicted(row):
         assert off <= memory_truth.HOST_TOLERANCE, row
 
 
+def test_a_row_tells_when_it_took_what(row):
+    moments = row["moments"]
+    assert moments[-1]["after"] == "end" and any("encode" in m["after"] for m in moments)
+    peaks = [moment["host_peak_bytes"] for moment in moments]
+    assert peaks == sorted(peaks) and peaks[-1] == row["measured_host_bytes"]
+    assert moments[-1]["resident"] == row["resident"]
+
+
 def test_the_table_marks_what_is_off_and_what_was_not_measured(row):
     exact = {**row, "predicted_host_bytes": row["measured_host_bytes"]}
     wrong = {**row, "predicted_host_bytes": 2 * row["measured_host_bytes"]}
@@ -72,8 +80,8 @@ def test_unknown_worlds_name_what_there_is():
 def test_the_heap_gives_back_after_long_compilations_only(monkeypatch):
     calls = []
     monkeypatch.setattr(heap, "give_back", lambda: calls.append(1))
-    for event, seconds in ((heap._COMPILED_EVENT, 0.1), ("another", 9.0)):
+    for event, seconds in ((heap.COMPILED_EVENT, 0.1), ("another", 9.0)):
         heap._after(event, seconds)
     assert not calls
-    heap._after(heap._COMPILED_EVENT, 2.0, fun_name="step")
+    heap._after(heap.COMPILED_EVENT, 2.0, fun_name="step")
     assert calls
