@@ -25,6 +25,7 @@ LEAVES = {
     "lora",
     "matching",
     "accents",
+    "heap",
     "placing",
     "published",
     "synthesize",
