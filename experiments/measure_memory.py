@@ -40,7 +40,6 @@ def main(argv):
         f"--worlds={WORLDS.value}",
         "--only={world}",
         f"--out={out}",
-        f"--cache_dir={out}/programs/{{world}}.{{stage}}",  # nothing compiled beforehand
         f"--device={_device.DEVICE.value}",
     ]
     rows = memory_truth.measure_all(worlds, out, command, PARALLEL.value)

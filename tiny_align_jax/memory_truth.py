@@ -6,6 +6,7 @@ command of that stage does, reads the peaks, and only then asks the planner.
 
 <out>/models/                     random weights, a folder a model and dtype
 <out>/worlds/<world>/             corpus, workdir; deleted when the world is done
+<out>/programs/<world>.<stage>/   what a stage compiled: nothing is there beforehand
 <out>/rows/<world>.<stage>.json   one measurement
 """
 
@@ -172,7 +173,9 @@ def run_here(name: str, world: World, stage: str, base: Mapping[str, Any], out: 
         base: resolved config of an experiment, whose sections `world` changes.
         out: folder of results.
     """
-    folder = out / "worlds" / name
+    folder, programs = out / "worlds" / name, out / "programs" / f"{name}.{stage}"
+    shutil.rmtree(programs, ignore_errors=True)
+    jax.config.update("jax_compilation_cache_dir", str(programs))
     if stage == PREPARE:
         return _prepare(world, folder, base)
     config = json.loads((folder / "config.json").read_text())
@@ -184,7 +187,7 @@ def run_here(name: str, world: World, stage: str, base: Mapping[str, Any], out: 
         "measured_device_bytes": last["device_peak_bytes"],
         "measured_host_bytes": last["host_peak_bytes"],
         "resident": last["resident"],
-        "moments": moments.rows,
+        "moments": list(moments.rows),  # the plan compiles, too
     }
     row |= {"world": name, "encoder": world.encoder, "llm": world.llm, "stage": stage}
     row |= {"dtype": world.dtype, "seconds": last["seconds"]}

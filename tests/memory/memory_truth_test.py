@@ -13,10 +13,12 @@ from tiny_align_jax.types import ConfigError
 
 _MEASURE = """
 import pathlib, sys
+import jax
 from tiny_align_jax import heap, memory_truth
 heap.give_back_after_compiling()
 world = memory_truth.World("whisper", "llama", ("features",), utterance_s=2.0)
 memory_truth.run_here("tiny", world, "features", {}, pathlib.Path(sys.argv[1]))
+assert jax.config.jax_compilation_cache_dir == f"{sys.argv[1]}/programs/tiny.features"
 """
 
 
