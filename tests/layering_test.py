@@ -36,7 +36,7 @@ LEAVES = {
 LAYERS = (
     {"types"},
     {"checks"},
-    {"registry"},
+    {"registry", "programs"},
     LEAVES,
     {"features", "decode_loop", "joined", "scoring"},
     {"decode", "decode_steered", "shrink"},

@@ -6,7 +6,6 @@ nothing with another encoder or LLM, and nothing else would show it.
 """
 
 import dataclasses
-import functools
 import json
 import os
 from collections.abc import Callable, Mapping
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import decode, joined, lora, placing, registry
+from tiny_align_jax import decode, joined, lora, placing, programs, registry
 from tiny_align_jax.data import prompts, tokenizer, vocabulary
 from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.responder import Llm, Responder
@@ -133,7 +132,7 @@ class Aligner:
         frozen = Frozen(
             # No name for what was read: the host would hold it while the LLM is loaded.
             table_VD=placing.put(loading.embedding_rows(llm_folder, rows.row_ids, held)),
-            row_ids_V=jnp.asarray(rows.row_ids),
+            row_ids_V=jax.device_put(np.asarray(rows.row_ids, np.int32)),
         )
         ear = make_ear(card)
         params = load_params(folder / WEIGHTS_FILE, ear, card, frozen)
@@ -227,7 +226,10 @@ class Aligner:
         return self.llm
 
 
-@functools.partial(jax.jit, static_argnames=("ear",))
+programs.result_type(Reading)
+
+
+@programs.kept(num_static=1)
 def _hear(
     ear: Ear, params: PyTree, frozen: Frozen, features_BTE: Array, num_frames_B: Array
 ) -> tuple[Any, Any, Reading]:
@@ -286,7 +288,8 @@ def load_params(path: Path, ear: Ear, card: Mapping[str, Any], frozen: Frozen) -
         CheckpointError: damaged file, or one that does not fit the card.
     """
 
-    def init(key: jax.Array) -> PyTree:
+    def init() -> PyTree:
+        key = jax.random.key(0)
         features, mask = jnp.zeros((1, 8, feature_dim(card))), jnp.ones((1, 8), bool)
         return {
             "projector": ear.projector.init(key, features, mask)["params"],
@@ -294,12 +297,12 @@ def load_params(path: Path, ear: Ear, card: Mapping[str, Any], frozen: Frozen) -
         }
 
     try:
-        saved = safetensors.load_tree(path, like=jax.eval_shape(init, jax.random.key(0)))
+        saved = safetensors.load_tree(path, like=jax.eval_shape(init))
     except WeightsError as error:
         raise CheckpointError(
             f"{error}. {WEIGHTS_FILE} and {CARD_FILE} must come from the same export"
         ) from error
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), saved)
+    return placing.put(jax.tree.map(lambda x: np.asarray(x, np.float32), saved))
 
 
 def check_fingerprints(card: Mapping[str, Any], encoder: str, llm: str) -> None:

@@ -11,6 +11,8 @@ import pathlib
 
 import jax
 
+from tiny_align_jax import programs
+
 COMPILED_EVENT = "/jax/core/compile/backend_compile_duration"
 _MAPS = pathlib.Path("/proc/self/maps")
 _STATUS = pathlib.Path("/proc/self/status")
@@ -33,6 +35,7 @@ def drop_many_programs() -> bool:
     if not _MAPS.is_file() or _MAPS.read_bytes().count(b"\n") <= _MANY_MAPS:
         return False
     jax.clear_caches()
+    programs.forget()
     gc.collect()
     return True
 

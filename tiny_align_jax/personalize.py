@@ -12,7 +12,6 @@ import time
 from collections.abc import Mapping, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
@@ -163,7 +162,7 @@ def _with_good_prior(own: Aligner, wide: Aligner, how: Recipe, spoken, targets, 
     truths = [texts[i] for i in held_back]
     errors = []
     for recipe in (plain, how):
-        bias = jnp.asarray(_hide(wide, _row_bias(own, recipe, learnt, other, words)))
+        bias = _hide(wide, _row_bias(own, recipe, learnt, other, words))
         objective = {**wide.params["objective"], "row_bias": bias}
         reader = dataclasses.replace(wide, params={**wide.params, "objective": objective})
         heard = reader.hear(inputs, num_frames).texts
@@ -195,12 +194,10 @@ def _adapt(
     arguments = jax.device_put((params, own.frozen, corpus, replayed))
 
     def learn(valid_S: np.ndarray, num_checkpoints: int) -> fit.Trace:
-        settings = fit.Settings(
-            jnp.float32(how.adapt.learning_rate),
-            jnp.float32(how.adapt.decay),
-            jnp.float32(how.adapt.replay_weight if replayed else 0.0),
-            stop_step=jnp.int32(num_checkpoints * config.steps_per_checkpoint),
-        )
+        weight = how.adapt.replay_weight if replayed else 0.0
+        numbers = np.array([how.adapt.learning_rate, how.adapt.decay, weight], np.float32)
+        last = np.asarray(num_checkpoints * config.steps_per_checkpoint, np.int32)
+        settings = fit.Settings(*map(np.asarray, numbers), stop_step=last)
         jobs = _job(how.adapt, valid_S, bias_V)
         return jax.device_get(fit.run(spec, *arguments, jobs, settings))
 
@@ -218,7 +215,8 @@ def _adapt(
 
 def _job(config: Config, valid_S: np.ndarray, bias_V: np.ndarray) -> fit.Jobs:
     """A copy that learns from all of the user's utterances but the validated ones."""
-    keys = jax.random.split(jax.random.key(config.seed), 1)
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        keys = jax.random.split(jax.random.key(config.seed), 1)
     return fit.Jobs(
         rows_JS=np.arange(len(valid_S), dtype=np.int32)[None],
         train_JS=(~valid_S).astype(np.float32)[None],

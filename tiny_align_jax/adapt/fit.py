@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tiny_align_jax import programs
 from tiny_align_jax.adapt import delta as delta_lib
 from tiny_align_jax.aligner import Ear
 from tiny_align_jax.data import augment as augment_lib
@@ -141,6 +142,7 @@ class Spec:
     layers: tuple[int, ...] = (-1,)
 
 
+@programs.result_type
 @flax.struct.dataclass
 class Trace:
     """What became of every job, by checkpoint C (the first is the base).
@@ -156,7 +158,7 @@ class Trace:
     delta: Any
 
 
-@functools.partial(jax.jit, static_argnums=0)
+@programs.kept(num_static=1)
 def run(
     spec: Spec,
     params: PyTree,

@@ -105,9 +105,8 @@ def extend(aligner: Aligner, extra_row_ids: np.ndarray) -> Aligner:
     rows_ND = loading.embedding_rows(aligner.llm_folder, asked, aligner.held("llm"))
     table_VD = np.concatenate([aligner.frozen.table_VD, rows_ND[: len(extra_row_ids)]])
     rows = extended(aligner, extra_row_ids)
-    frozen = dataclasses.replace(
-        aligner.frozen, table_VD=jnp.asarray(table_VD), row_ids_V=jnp.asarray(rows.row_ids)
-    )
+    arrays = jax.device_put((table_VD, np.asarray(rows.row_ids, np.int32)))
+    frozen = dataclasses.replace(aligner.frozen, table_VD=arrays[0], row_ids_V=arrays[1])
     return dataclasses.replace(aligner, vocabulary=rows, frozen=frozen)
 
 

@@ -7,7 +7,6 @@ one is computed.
 
 import collections
 import dataclasses
-import functools
 import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import placing
+from tiny_align_jax import placing, programs
 from tiny_align_jax.data import audio, distortion
 from tiny_align_jax.features import cache
 from tiny_align_jax.types import SAMPLE_RATE_HZ, Array, AudioError, PyTree, Utterance
@@ -194,7 +193,7 @@ def batched(items: Iterable[Decoded], size: int) -> Iterator[list[Decoded]]:
         yield batch
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@programs.kept(num_static=2)
 def encode(
     encoder: Any, layers: tuple[int, ...], params: PyTree, inputs_B: Array, num_samples_B: Array
 ) -> tuple[jax.Array, jax.Array]:

@@ -147,10 +147,11 @@ def embedding_rows(
     name, ids = _embedding_name(folder, source, module), np.asarray(ids)
     # Block by block: a whole vocabulary (Llama-3.2-3B: 1.6 GB of float32) would be held four times over.
     rows = empty((len(ids), config.dim), np.float32)
-    for start in range(0, len(ids), _ROWS_AT_ONCE):
-        block = quantised.table_rows(source, name, ids[start : start + _ROWS_AT_ONCE], quantize)
-        table = {"embedder": {"embedding": jnp.asarray(block)}}
-        rows[start : start + len(block)] = module.embed(config, table, jnp.arange(len(block)))
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):  # no programs for an accelerator
+        for start in range(0, len(ids), _ROWS_AT_ONCE):
+            block = quantised.table_rows(source, name, ids[start : start + _ROWS_AT_ONCE], quantize)
+            table, every = {"embedder": {"embedding": block}}, np.arange(len(block))
+            rows[start : start + len(block)] = module.embed(config, table, every)
     return rows
 
 
@@ -174,8 +175,9 @@ def encoder_shapes(module: ModuleType, config: Any) -> PyTree:
     silence = np.zeros(_PROBE_SAMPLES, np.float32)
     inputs = np.asarray(module.preprocess(config, silence, _PROBE_SAMPLES))
     model = module.Encoder(config, jnp.float32)
-    init = lambda key: model.init(key, inputs[None], jnp.array([_PROBE_SAMPLES]))  # noqa: E731
-    return jax.eval_shape(init, jax.random.key(0))["params"]
+    counts = np.array([_PROBE_SAMPLES])
+    init = lambda: model.init(jax.random.key(0), inputs[None], counts)  # noqa: E731
+    return jax.eval_shape(init)["params"]
 
 
 def llm_shapes(module: ModuleType, config: Any) -> PyTree:

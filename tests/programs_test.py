@@ -1,0 +1,124 @@
+"""Programs on disk: found again without tracing, equal to what they stand for, never one for another."""
+
+import dataclasses
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tiny_align_jax import programs
+from tiny_align_jax.data.augment import Config
+
+X, TREE = np.arange(6, dtype=np.float32), {"w": np.full((6,), 0.3, np.float32)}
+
+
+@programs.result_type
+@flax.struct.dataclass
+class Result:
+    """What the function below returns."""
+
+    total: jax.Array
+    parts: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Foreign:
+    """A static argument of a class that is not the package's."""
+
+    noise: float = 0.5
+
+
+@pytest.fixture
+def folder(tmp_path):
+    before = getattr(jax.config, "jax_compilation_cache_dir")  # noqa: B009
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+    yield tmp_path / programs.FOLDER
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+def _make():
+    """A kept function as a new process has it, and how often it was traced."""
+    traced = []
+
+    def scaled(static, x, tree):
+        traced.append(static)
+        product = jnp.sin(x) * tree["w"]
+        return Result(product.sum(), {"product": product, "noise": static.noise * x})
+
+    return programs.Kept(scaled, num_static=1), traced
+
+
+def test_another_process_does_not_trace_and_gets_the_same(folder):
+    first, traced = _make()
+    made = first(Config(noise=0.5), X, TREE)
+    assert len(traced) == 1 and len(list(folder.iterdir())) == 1
+    second, traced_again = _make()
+    read = second(Config(noise=0.5), X, TREE)
+    plain = jax.jit(lambda x, tree: _make()[0](Config(noise=0.5), x, tree))(X, TREE)
+    assert not traced_again and isinstance(read, Result)
+    jax.tree.map(np.testing.assert_array_equal, made, read)
+    jax.tree.map(np.testing.assert_array_equal, made, plain)
+
+
+def test_other_statics_shapes_or_source_are_other_programs(folder, monkeypatch):
+    function, traced = _make()
+    function(Config(), X, TREE)
+    np.testing.assert_array_equal(function(Config(noise=2.0), X, TREE).parts["noise"], 2 * X)
+    function(Config(), X[:1], TREE)
+    function(Config(), X.astype(np.float16), TREE)
+    assert len(traced) == len(list(folder.iterdir())) == 4
+    function.forget()
+    function(Config(), X, TREE)
+    assert len(traced) == 4
+    monkeypatch.setattr(programs, "_source_digest", lambda: "another")
+    function.forget()
+    function(Config(), X, TREE)
+    assert len(traced) == 5
+
+
+@pytest.mark.parametrize("static", [Foreign(), (Config(), Foreign())])
+def test_what_is_not_the_packages_own_is_not_kept(folder, static):
+    function, traced = _make()
+    noisy = static if isinstance(static, Foreign) else static[1]
+    if isinstance(static, tuple):
+        function = programs.Kept(lambda s, x, t: (s[1].noise * x, t), num_static=1)
+        assert (function(static, X, TREE)[0] == noisy.noise * X).all()
+    else:
+        assert function(static, X, TREE).total.shape == () and len(traced) == 1
+    assert not folder.exists()
+
+
+def test_under_a_transformation_it_is_jit(folder):
+    function, _ = _make()
+    grads = jax.grad(lambda tree: function(Config(), X, tree).total)(TREE)
+    np.testing.assert_allclose(grads["w"], np.sin(X), rtol=1e-6)
+    assert not folder.exists()
+
+
+def test_a_damaged_file_is_made_anew(folder):
+    function, _ = _make()
+    made = function(Config(), X, TREE)
+    (path,) = folder.iterdir()
+    path.write_bytes(path.read_bytes()[:100])
+    other, traced = _make()
+    jax.tree.map(np.testing.assert_array_equal, made, other(Config(), X, TREE))
+    assert len(traced) == 1 and path.stat().st_size > 100
+
+
+def test_what_is_longest_unused_goes_first(folder, monkeypatch):
+    monkeypatch.setattr(programs, "MOST_FILES", 2)
+    function, _ = _make()
+    for size in (1, 2, 3):
+        function.prepare(Config(), jax.ShapeDtypeStruct((size,), np.float32), {"w": TREE["w"][:1]})
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_prepared_programs_are_those_that_are_called(folder):
+    function, traced = _make()
+    function.prepare(
+        Config(), *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (X, TREE))
+    )
+    function(Config(), X, TREE)
+    assert len(traced) == 1

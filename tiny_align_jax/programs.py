@@ -1,0 +1,216 @@
+"""Lowered programs kept on disk, so that a new process neither traces nor lowers what an earlier one has.
+
+JAX keeps compiled programs, but finds them by what it lowers: Python traces the whole model first, which takes
+longer than to read the program. Here the lowered form (StableHLO bytes, written by `jax.export`) stands beside
+JAX's cache, and is found by what it was made from: the function, its static arguments, shapes, versions,
+device, and the source of this package. It computes what the function does.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import os
+import tempfile
+import threading
+from collections.abc import Callable, Hashable, Sequence
+from concurrent import futures
+from importlib import metadata
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.core
+import jax.export
+from absl import logging
+
+FOLDER = "lowered"  # inside of JAX's compilation cache
+MOST_FILES = 256  # of 0.03 to 2 MB; those longest unused go first
+# What changes a program besides its arguments.
+_OPTIONS = (
+    "jax_enable_x64",
+    "jax_default_matmul_precision",
+    "jax_default_prng_impl",
+    "jax_threefry_partitionable",
+)
+
+
+# Kernels that JAX promises nothing about: versions are part of what a program is found by.
+_NO_CHECKS = (jax.export.DisabledSafetyCheck.custom_call("ALL"),)
+_ALL: list["Kept"] = []
+
+
+def result_type(cls: type) -> type:
+    """A class decorator: kept functions may return this `flax.struct.dataclass` of arrays."""
+    name = f"{cls.__module__}.{cls.__qualname__}"
+    jax.export.register_pytree_node_serialization(
+        cls,
+        serialized_name=name,
+        serialize_auxdata=lambda _: b"",
+        deserialize_auxdata=lambda _: (),
+    )
+    return cls
+
+
+class Kept:
+    """A jitted function whose lowered programs are kept where JAX keeps compiled ones.
+
+    Just `jax.jit` where JAX keeps none, beside several devices, under another transformation, and with static
+    arguments from outside of this package, whose source nobody watches.
+    """
+
+    def __init__(self, function: Callable[..., Any], num_static: int) -> None:
+        """Args: the function; how many of its arguments stand first that are no trees of arrays.
+
+        Those are hashable, and their `repr` says all of them.
+        """
+        functools.update_wrapper(self, function)
+        self._function, self._num_static = function, num_static
+        self._name = f"{function.__module__}.{function.__name__}"
+        self._jitted = jax.jit(function, static_argnums=tuple(range(num_static)))
+        self.lower, self._lock = self._jitted.lower, threading.Lock()
+        self._found: dict[Hashable, futures.Future] = {}
+        _ALL.append(self)
+
+    def __call__(self, *arguments: Any) -> Any:
+        leaves, tree = jax.tree.flatten(arguments[self._num_static :])
+        program = self._program(arguments[: self._num_static], leaves, tree)
+        return program(*leaves) if program else self._jitted(*arguments)
+
+    def prepare(self, *arguments: Any) -> None:
+        """Reads or makes the program of such arguments (shapes are enough); may be called in a thread."""
+        leaves, tree = jax.tree.flatten(arguments[self._num_static :])
+        self._program(arguments[: self._num_static], leaves, tree)
+
+    def forget(self) -> None:
+        """Lets go of the programs in memory."""
+        self._found.clear()
+
+    def _program(self, static, leaves, tree) -> Callable[..., Any] | None:
+        """None where jit is to do it."""
+        folder = _option("jax_compilation_cache_dir")
+        if not folder or jax.device_count() > 1 or any(map(_is_elsewhere, leaves)):
+            return None
+        shapes = tuple(_shape(leaf) for leaf in leaves)
+        key = (folder, static, tree, tuple((s.shape, s.dtype, s.weak_type) for s in shapes))
+        with self._lock:
+            is_new = key not in self._found
+            future = self._found.setdefault(key, futures.Future())
+        if is_new:
+            try:
+                future.set_result(self._find(Path(folder), static, tree, shapes))
+            except Exception as error:  # jit tells what is wrong with the arguments, if anything is
+                logging.info("%s is not kept: %r", self._name, error)
+                future.set_result(None)
+        return future.result()
+
+    def _find(self, folder: Path, static, tree, shapes) -> Callable[..., Any] | None:
+        said = f"{self._name}{static}{tree}{shapes}"
+        if " at 0x" in said or not _is_ours(static):  # an address is another in every process
+            return None
+        digest = hashlib.sha256("\n".join([said, *_surroundings()]).encode()).hexdigest()
+        path = folder / FOLDER / f"{self._function.__name__}-{digest}"
+        exported = _read(path)
+        if exported is None:
+            flat = jax.jit(self._flat(static, tree))
+            exported = jax.export.export(flat, disabled_checks=_NO_CHECKS)(*shapes)
+            _write(path, exported.serialize())
+            # As the next process will have it, so that both find the same compiled program.
+            exported = _read(path) or exported
+        return jax.jit(exported.call).lower(*shapes).compile()
+
+    def _flat(self, static, tree) -> Callable[..., Any]:
+        def flat(*leaves):
+            return self._function(*static, *jax.tree.unflatten(tree, leaves))
+
+        flat.__name__ = self._function.__name__
+        return flat
+
+
+def kept(num_static: int) -> Callable[[Callable[..., Any]], Kept]:
+    """`Kept` as a decorator."""
+    return functools.partial(Kept, num_static=num_static)
+
+
+def forget() -> None:
+    """Lets go of all programs in memory, as `jax.clear_caches` does of JAX's."""
+    for function in _ALL:
+        function.forget()
+
+
+def _is_ours(static: Any) -> bool:
+    """Whether modules and classes in a static argument are all of this package."""
+    if isinstance(static, tuple):
+        return all(map(_is_ours, static))
+    if isinstance(static, ModuleType):
+        return _is_inside(static.__name__)
+    if not dataclasses.is_dataclass(static):
+        return True
+    hidden = ("parent", "name") if isinstance(static, nn.Module) else ()
+    values = [getattr(static, f.name) for f in dataclasses.fields(static) if f.name not in hidden]
+    return _is_inside(type(static).__module__) and _is_ours(tuple(values))
+
+
+def _is_inside(module: str) -> bool:
+    return module.partition(".")[0] == __name__.partition(".")[0]
+
+
+def _is_elsewhere(leaf: Any) -> bool:
+    """Whether a leaf is under a transformation, or on another device than new arrays are."""
+    if isinstance(leaf, jax.core.Tracer) or _option("jax_default_device") is not None:
+        return True
+    return isinstance(leaf, jax.Array) and leaf.devices() != {jax.devices()[0]}
+
+
+def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
+    weak_type = getattr(leaf, "weak_type", False)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak_type)
+
+
+def _read(path: Path) -> jax.export.Exported | None:
+    """None if there is no such file, or a damaged one."""
+    try:
+        exported = jax.export.deserialize(bytearray(path.read_bytes()))
+        os.utime(path)
+        return exported
+    except FileNotFoundError:
+        return None
+    except Exception as error:
+        logging.warning("%s cannot be read and is made anew: %r", path, error)
+        return None
+
+
+def _write(path: Path, data: bytes | bytearray) -> None:
+    """Whole or not at all; a folder that cannot be written keeps nothing."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        by_age = sorted(path.parent.iterdir(), key=lambda p: p.stat().st_mtime)
+        for old in by_age[: max(0, len(by_age) - MOST_FILES + 1)]:
+            old.unlink(missing_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as file:
+            file.write(data)
+        os.replace(file.name, path)
+    except OSError as error:
+        logging.debug("%s is not kept: %s", path, error)
+
+
+def _surroundings() -> Sequence[str]:
+    """Everything else that a program is made of."""
+    device = jax.devices()[0]
+    versions = map(metadata.version, ("jax", "jaxlib", "flax", "optax"))
+    kind = (device.platform, device.device_kind, device.client.platform_version)
+    return (*versions, *kind, *(str(_option(name)) for name in _OPTIONS), _source_digest())
+
+
+def _option(name: str) -> Any:
+    return getattr(jax.config, name)
+
+
+@functools.cache
+def _source_digest() -> str:
+    """Of this package: a program of other code is another program."""
+    digest, root = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(path.relative_to(root).as_posix().encode() + path.read_bytes())
+    return digest.hexdigest()
