@@ -58,6 +58,7 @@ EXCEPTIONS = {
     ("synthesize", "accents"): "what an accent does to phonemes, for voices that take them",
     ("projectors", "attention"): "encoders and projectors share one choice of kernel",
     ("encoders", "attention"): "the same",
+    ("heap", "programs"): "programs that are held there are memory, too",
     ("datasets", "synthesize"): "the synthetic corpus is spoken by it, and by nothing else",
     ("weights", "registry"): "a folder's config.json names the family that reads it",
     ("weights", "quantize"): "matrices are quantised while they are read, so no full copy exists",

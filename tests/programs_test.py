@@ -111,14 +111,19 @@ def test_what_is_longest_unused_goes_first(folder, monkeypatch):
     monkeypatch.setattr(programs, "MOST_FILES", 2)
     function, _ = _make()
     for size in (1, 2, 3):
-        function.prepare(Config(), jax.ShapeDtypeStruct((size,), np.float32), {"w": TREE["w"][:1]})
+        function(Config(), X[:size], {"w": TREE["w"][:1]})
     assert len(list(folder.iterdir())) == 2
 
 
-def test_prepared_programs_are_those_that_are_called(folder):
-    function, traced = _make()
-    function.prepare(
-        Config(), *jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (X, TREE))
-    )
-    function(Config(), X, TREE)
-    assert len(traced) == 1
+def test_what_was_kept_is_read_ahead_and_nothing_else(folder):
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), (X, TREE))
+    first, traced = _make()
+    first.prepare(Config(), *shapes)
+    assert not traced and not folder.exists()
+    first(Config(), X, TREE)
+    second, traced_again = _make()
+    second.prepare(Config(), *shapes)
+    (path,) = folder.iterdir()
+    path.unlink()
+    second(Config(), X, TREE)
+    assert len(traced) == 1 and not traced_again

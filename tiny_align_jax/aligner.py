@@ -172,6 +172,10 @@ class Aligner:
         )
         return Hearing(texts, reading, audio_BAD, audio_mask_BA)
 
+    def prepare_to_hear(self, features_BTE: Array, num_frames_B: Array) -> None:
+        """Reads the program of `hear` for arrays of such shapes, if it was kept; to be called in a thread."""
+        _hear.prepare(self.ear, self.params, self.frozen, features_BTE, num_frames_B)
+
     def snap(self, hearing: Hearing, row: int, mode: str) -> np.ndarray:
         """What the LLM gets in place of the audio, float32 [tokens, D]; no tokens if nothing was heard.
 

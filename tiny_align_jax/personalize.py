@@ -10,6 +10,7 @@ import dataclasses
 import os
 import time
 from collections.abc import Mapping, Sequence
+from concurrent import futures
 
 import jax
 import numpy as np
@@ -23,7 +24,7 @@ from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data import vocabulary
 from tiny_align_jax.metrics import wer
 from tiny_align_jax.train.run import peak_rss_bytes
-from tiny_align_jax.types import DataError, Utterance
+from tiny_align_jax.types import DataError, Frozen, PyTree, Utterance
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,27 +91,25 @@ def personalize(
     def lap(stage: str) -> None:
         seconds[stage] = round(time.monotonic() - began_s, 3)
 
-    recordings = user.record(aligner, utterances, encode=not how.method.needs_encoder)
+    reaches = how.method.needs_encoder
+    recordings = user.read(aligner, utterances)
+    _check_enough(name, recordings, how)
+    other = replay.find(aligner, workdir, cache_dir, how.adapt.replay_count, reaches)
+    lap("read")
+    own, wide, targets = _with_rows(aligner, recordings, words)
+    if not reaches:
+        # Programs are read while the encoder works: a second of a user's wait on a GPU.
+        _read_ahead(wide, how, user.silent(aligner, recordings).corpus(own, targets), other)
+        heard, recordings = recordings, user.encode(aligner, recordings)
+        if recordings.used != heard.used:
+            _check_enough(name, recordings, how)
+            own, wide, targets = _with_rows(aligner, recordings, words)
     lap("encoded")
-    held_back = how.adapt.num_validation
-    if len(recordings.used) <= held_back:
-        raise DataError(
-            f"{len(recordings.used)} usable utterance(s) of {name!r}, {held_back} of them to be held back; "
-            f"record more, or lower adapt.num_validation. Skipped: {recordings.skipped or 'none'}"
-        )
     texts = [u.text for u in recordings.used]
-    extra = vocabulary.missing_ids(aligner.vocabulary, [*texts, *words])
-    own = dataclasses.replace(aligner, vocabulary=user.extended(aligner, extra))
-    wide = user.extend_whole(aligner, extra)
-    targets = [own.vocabulary.encode(text) for text in texts]
-    other = replay.find(
-        aligner, workdir, cache_dir, how.adapt.replay_count, how.method.needs_encoder
-    )
-    lap("replay")
+    extra = own.vocabulary.row_ids[len(aligner.vocabulary) :]
     corpus = recordings.corpus(own, targets)
     if recordings.frames:
-        spoken = (corpus, [u.text for u in recordings.used])
-        how = _with_good_prior(own, wide, how, spoken, targets, other, words)
+        how = _with_good_prior(own, wide, how, (corpus, texts), targets, other, words)
     bias = _row_bias(own, how, targets, other, words)
     delta, losses, checkpoint = {}, (), 0
     if how.method.trains:
@@ -131,6 +130,50 @@ def personalize(
     )
     peak_mb = round(peak_rss_bytes() / 1e6, 1)
     return Result(state, losses, checkpoint, recordings.skipped, seconds, peak_mb)
+
+
+def _check_enough(name: str, recordings: user.Recordings, how: Recipe) -> None:
+    held_back = how.adapt.num_validation
+    if len(recordings.used) <= held_back:
+        raise DataError(
+            f"{len(recordings.used)} usable utterance(s) of {name!r}, {held_back} of them to be held back; "
+            f"record more, or lower adapt.num_validation. Skipped: {recordings.skipped or 'none'}"
+        )
+
+
+def _with_rows(aligner: Aligner, recordings: user.Recordings, words: Sequence[str]):
+    """The aligner with the rows that a user needs, with those that fill them up, and the targets."""
+    texts = [u.text for u in recordings.used]
+    extra = vocabulary.missing_ids(aligner.vocabulary, [*texts, *words])
+    own = dataclasses.replace(aligner, vocabulary=user.extended(aligner, extra))
+    targets = [own.vocabulary.encode(text) for text in texts]
+    return own, user.extend_whole(aligner, extra), targets
+
+
+def _read_ahead(wide: Aligner, how: Recipe, corpus: fit.Corpus, other: replay.Replay) -> None:
+    """Begins to read the programs for a corpus of such shapes, in a thread; those that call them wait for it."""
+    held_back = _held_back(how.adapt, len(corpus.num_frames_N))
+    no_bias = np.zeros(len(wide.vocabulary), np.float32)
+    inputs, num_frames = corpus.inputs[held_back], corpus.num_frames_N[held_back]
+
+    def read() -> None:
+        if how.word_prior.weight and held_back.any():
+            _biased(wide, no_bias).prepare_to_hear(inputs, num_frames)
+        if how.method.trains:
+            spec, arguments = _program(wide, how, corpus, other)
+            jobs = _job(how.adapt, held_back, no_bias)
+            settings = _settings(how, spec, arguments[-1], how.fit.num_checkpoints)
+            fit.run.prepare(spec, *arguments, jobs, settings)
+
+    pool = futures.ThreadPoolExecutor(1, thread_name_prefix="programs")
+    pool.submit(read)
+    pool.shutdown(wait=False)
+
+
+def _biased(wide: Aligner, bias_V: np.ndarray) -> Aligner:
+    """The aligner with a bias on its table rows."""
+    objective = {**wide.params["objective"], "row_bias": bias_V}
+    return dataclasses.replace(wide, params={**wide.params, "objective": objective})
 
 
 def _row_bias(own: Aligner, how: Recipe, targets, other: replay.Replay, words) -> np.ndarray:
@@ -163,9 +206,7 @@ def _with_good_prior(own: Aligner, wide: Aligner, how: Recipe, spoken, targets, 
     errors = []
     for recipe in (plain, how):
         bias = _hide(wide, _row_bias(own, recipe, learnt, other, words))
-        objective = {**wide.params["objective"], "row_bias": bias}
-        reader = dataclasses.replace(wide, params={**wide.params, "objective": objective})
-        heard = reader.hear(inputs, num_frames).texts
+        heard = _biased(wide, bias).hear(inputs, num_frames).texts
         errors.append(int(wer.per_utterance(wer.Config(), truths, heard)["word_errors"].sum()))
     kept = errors[1] <= errors[0]
     logging.info(
@@ -185,24 +226,16 @@ def _adapt(
     own: Aligner, how: Recipe, corpus: fit.Corpus, other: replay.Replay, bias_V: np.ndarray
 ) -> tuple[dict[str, np.ndarray], tuple[float, ...], int]:
     """What is kept of the user, the validation losses by checkpoint, and the checkpoint (0: the base)."""
-    replayed = other.corpus(corpus)
-    config = dataclasses.replace(
-        how.fit, replay_size=how.fit.replay_size if replayed else 0, jobs_at_once=1, readings=False
-    )
-    spec, params = make_spec(own, how.method, config)
-    # On the device once, for both runs.
-    arguments = jax.device_put((params, own.frozen, corpus, replayed))
+    spec, arguments = _program(own, how, corpus, other)
+    arguments = jax.device_put(arguments)  # once, for both runs
 
     def learn(valid_S: np.ndarray, num_checkpoints: int) -> fit.Trace:
-        weight = how.adapt.replay_weight if replayed else 0.0
-        numbers = np.array([how.adapt.learning_rate, how.adapt.decay, weight], np.float32)
-        last = np.asarray(num_checkpoints * config.steps_per_checkpoint, np.int32)
-        settings = fit.Settings(*map(np.asarray, numbers), stop_step=last)
+        settings = _settings(how, spec, arguments[-1], num_checkpoints)
         jobs = _job(how.adapt, valid_S, bias_V)
         return jax.device_get(fit.run(spec, *arguments, jobs, settings))
 
     valid_S = _held_back(how.adapt, len(corpus.num_frames_N))
-    losses, checkpoint = (), config.num_checkpoints
+    losses, checkpoint = (), spec.config.num_checkpoints
     if valid_S.any():
         losses_C = learn(valid_S, checkpoint).valid_loss_JC[0]
         losses = tuple(round(float(x), 4) for x in losses_C)
@@ -211,6 +244,24 @@ def _adapt(
         return {}, losses, checkpoint
     whole = learn(np.zeros_like(valid_S), checkpoint)
     return {name: array[0] for name, array in whole.delta.items()}, losses, checkpoint
+
+
+def _program(
+    own: Aligner, how: Recipe, corpus: fit.Corpus, other: replay.Replay
+) -> tuple[fit.Spec, tuple[PyTree, Frozen, fit.Corpus, fit.Corpus | None]]:
+    """What a run compiles for, and its arguments but for jobs and settings."""
+    replayed = other.corpus(corpus)
+    size = how.fit.replay_size if replayed else 0
+    config = dataclasses.replace(how.fit, replay_size=size, jobs_at_once=1, readings=False)
+    spec, params = make_spec(own, how.method, config)
+    return spec, (params, own.frozen, corpus, replayed)
+
+
+def _settings(how: Recipe, spec: fit.Spec, replayed, num_checkpoints: int) -> fit.Settings:
+    weight = how.adapt.replay_weight if replayed else 0.0
+    numbers = np.array([how.adapt.learning_rate, how.adapt.decay, weight], np.float32)
+    last = np.asarray(num_checkpoints * spec.config.steps_per_checkpoint, np.int32)
+    return fit.Settings(*map(np.asarray, numbers), stop_step=last)
 
 
 def _job(config: Config, valid_S: np.ndarray, bias_V: np.ndarray) -> fit.Jobs:

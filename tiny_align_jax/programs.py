@@ -79,38 +79,48 @@ class Kept:
         return program(*leaves) if program else self._jitted(*arguments)
 
     def prepare(self, *arguments: Any) -> None:
-        """Reads or makes the program of such arguments (shapes are enough); may be called in a thread."""
+        """Reads the program for such arguments (shapes are enough) if it was kept, to be called in a thread.
+
+        What is not there is left to the call itself: two compilers at work would take their memory at once.
+        """
         leaves, tree = jax.tree.flatten(arguments[self._num_static :])
-        self._program(arguments[: self._num_static], leaves, tree)
+        self._program(arguments[: self._num_static], leaves, tree, make=False)
 
     def forget(self) -> None:
         """Lets go of the programs in memory."""
         self._found.clear()
 
-    def _program(self, static, leaves, tree) -> Callable[..., Any] | None:
-        """None where jit is to do it."""
+    def _program(self, static, leaves, tree, make: bool = True) -> Callable[..., Any] | None:
+        """None where jit is to do it, or nothing is kept and nothing to be made."""
         folder = _option("jax_compilation_cache_dir")
         if not folder or jax.device_count() > 1 or any(map(_is_elsewhere, leaves)):
             return None
         shapes = tuple(_shape(leaf) for leaf in leaves)
         key = (folder, static, tree, tuple((s.shape, s.dtype, s.weak_type) for s in shapes))
+        if not make and not self._path(folder, static, tree, shapes).is_file():
+            return None
         with self._lock:
             is_new = key not in self._found
             future = self._found.setdefault(key, futures.Future())
         if is_new:
             try:
-                future.set_result(self._find(Path(folder), static, tree, shapes))
+                future.set_result(self._find(folder, static, tree, shapes))
             except Exception as error:  # jit tells what is wrong with the arguments, if anything is
                 logging.info("%s is not kept: %r", self._name, error)
                 future.set_result(None)
         return future.result()
 
-    def _find(self, folder: Path, static, tree, shapes) -> Callable[..., Any] | None:
-        said = f"{self._name}{static}{tree}{shapes}"
-        if " at 0x" in said or not _is_ours(static):  # an address is another in every process
+    def _path(self, folder: str, static, tree, shapes) -> Path:
+        said = (self._name, repr(static), str(tree), str(shapes), *_surroundings())
+        digest = hashlib.sha256("\n".join(said).encode()).hexdigest()
+        return Path(folder) / FOLDER / f"{self._function.__name__}-{digest}"
+
+    def _find(self, folder: str, static, tree, shapes) -> Callable[..., Any] | None:
+        if " at 0x" in repr(static) or not _is_ours(
+            static
+        ):  # an address is another in every process
             return None
-        digest = hashlib.sha256("\n".join([said, *_surroundings()]).encode()).hexdigest()
-        path = folder / FOLDER / f"{self._function.__name__}-{digest}"
+        path = self._path(folder, static, tree, shapes)
         exported = _read(path)
         if exported is None:
             flat = jax.jit(self._flat(static, tree))

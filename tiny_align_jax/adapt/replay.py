@@ -101,7 +101,7 @@ def of_corpus(base: Aligner, cache_dir: str, count: int, seed: int = 0) -> Repla
 
 def _of_audio(base: Aligner, count: int, seed: int = 0) -> Replay:
     train = setup.read_split(base.config).train
-    recordings = user.record(base, _draw(train, count, seed), encode=False)
+    recordings = user.read(base, _draw(train, count, seed))
     targets = [base.vocabulary.encode(u.text) for u in recordings.used]
     audio = recordings.corpus(base, targets)
     return Replay([], targets, topics(base.vocabulary, train), audio)

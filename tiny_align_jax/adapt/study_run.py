@@ -149,7 +149,7 @@ def prepare(
         short = [used[i] for i in kept][: config.audio_count]
         audio = tuple(
             jax.device_put(
-                user.record(base, said, encode=False).corpus(
+                user.read(base, said).corpus(
                     crew.base, [crew.base.vocabulary.encode(u.text) for u in said]
                 )
             )

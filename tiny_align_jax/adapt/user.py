@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from tiny_align_jax import placing
 from tiny_align_jax.adapt import delta as delta_lib
 from tiny_align_jax.adapt import material
 from tiny_align_jax.adapt.fit import Corpus
 from tiny_align_jax.adapt.state import State
-from tiny_align_jax.aligner import WEIGHTS_FILE, Aligner
+from tiny_align_jax.aligner import WEIGHTS_FILE, Aligner, feature_dim
 from tiny_align_jax.data import vocabulary
 from tiny_align_jax.features import cache, pipeline
 from tiny_align_jax.transcribe import make_encoder
@@ -55,12 +56,18 @@ class Recordings:
         return Corpus(inputs, num_frames, num_samples, *material.padded_targets(targets))
 
 
-def record(aligner: Aligner, utterances: Sequence[Utterance], encode: bool = True) -> Recordings:
-    """Reads utterances and, if asked, runs the frozen encoder over them; nothing is cached.
+def record(aligner: Aligner, utterances: Sequence[Utterance]) -> Recordings:
+    """Reads utterances and runs the frozen encoder over them; nothing is cached."""
+    return encode(aligner, read(aligner, utterances))
 
-    Bad audio and empty transcripts are skipped by name.
+
+def read(aligner: Aligner, utterances: Sequence[Utterance]) -> Recordings:
+    """Reads utterances for the encoder; bad audio and empty transcripts are skipped by name.
+
+    Raises:
+        DataError: none is left.
     """
-    decoder, encoder = make_encoder(aligner, _BATCH_SIZE)
+    decoder, _ = make_encoder(aligner, _BATCH_SIZE)
     named = {u.utterance_id: u for u in utterances}
     skipped = {n: "no transcript" for n, u in named.items() if not vocabulary.spoken_form(u.text)}
     todo = {n: u for n, u in named.items() if n not in skipped}
@@ -70,25 +77,46 @@ def record(aligner: Aligner, utterances: Sequence[Utterance], encode: bool = Tru
             skipped[name] = str(decoded)
         else:
             good[name] = decoded
-    frames: dict[str, np.ndarray] = {}
-    for decoded, made in (
-        (pair for batch in encoder(good.values()) for pair in batch) if encode else ()
-    ):
-        if isinstance(made, AudioError):
-            skipped[decoded.key] = str(made)
-            del good[decoded.key]
-        else:
-            frames[decoded.key] = made
-    for name, reason in skipped.items():
-        logging.warning("skipped %s: %s", name, reason)
-    if not good:
-        raise DataError(f"none of {len(utterances)} utterance(s) can be used: {skipped}")
-    return Recordings(
-        tuple(named[n] for n in good),
-        skipped,
-        tuple(good.values()),
-        tuple(frames[n] for n in good) if encode else (),
+    return _checked(Recordings(tuple(named[n] for n in good), skipped, tuple(good.values()), ()))
+
+
+def encode(aligner: Aligner, recordings: Recordings) -> Recordings:
+    """The same with frames; recordings of which the encoder makes NaN are skipped by name.
+
+    Raises:
+        DataError: none is left.
+    """
+    _, encoder = make_encoder(aligner, _BATCH_SIZE)
+    made = [frames for batch in encoder(recordings.decoded) for _, frames in batch]
+    frames = {i: f for i, f in enumerate(made) if not isinstance(f, AudioError)}
+    used, decoded = recordings.used, recordings.decoded
+    bad = {used[i].utterance_id: str(f) for i, f in enumerate(made) if i not in frames}
+    good = Recordings(
+        tuple(used[i] for i in frames),
+        recordings.skipped | bad,
+        tuple(decoded[i] for i in frames),
+        tuple(frames.values()),
     )
+    return _checked(good, recordings.skipped)
+
+
+def silent(aligner: Aligner, recordings: Recordings) -> Recordings:
+    """The same with zeros where `encode` will put frames: their shapes."""
+    module, config = loading.encoder_config(aligner.encoder_folder)
+    dim = feature_dim(aligner.card)
+    counts = [module.num_frames(config, d.num_samples) for d in recordings.decoded]
+    frames = tuple(np.zeros((n, dim), cache.STORE_DTYPE) for n in counts)
+    return dataclasses.replace(recordings, frames=frames)
+
+
+def _checked(recordings: Recordings, known: Container[str] = ()) -> Recordings:
+    """Tells what else was skipped; at least one recording must be left."""
+    for name, reason in recordings.skipped.items():
+        if name not in known:
+            logging.warning("skipped %s: %s", name, reason)
+    if not recordings.used:
+        raise DataError(f"none of the utterances can be used: {recordings.skipped}")
+    return recordings
 
 
 def fingerprint(workdir: str | os.PathLike) -> str:
@@ -105,7 +133,7 @@ def extend(aligner: Aligner, extra_row_ids: np.ndarray) -> Aligner:
     rows_ND = loading.embedding_rows(aligner.llm_folder, asked, aligner.held("llm"))
     table_VD = np.concatenate([aligner.frozen.table_VD, rows_ND[: len(extra_row_ids)]])
     rows = extended(aligner, extra_row_ids)
-    arrays = jax.device_put((table_VD, np.asarray(rows.row_ids, np.int32)))
+    arrays = placing.put((table_VD, np.asarray(rows.row_ids, np.int32)))
     frozen = dataclasses.replace(aligner.frozen, table_VD=arrays[0], row_ids_V=arrays[1])
     return dataclasses.replace(aligner, vocabulary=rows, frozen=frozen)
 
