@@ -9,7 +9,7 @@ import pytest
 
 from configs import personalize as configs
 from tests import tiny_world
-from tiny_align_jax import aligner, personalize, personalize_trial, transcribe
+from tiny_align_jax import aligner, personalize, personalize_trial, programs, transcribe
 from tiny_align_jax.adapt import crew, recipe, replay, state, user
 from tiny_align_jax.types import CheckpointError, ConfigError, DataError
 
@@ -127,6 +127,28 @@ def test_a_second_user_compiles_nothing(world, base, said):
         counts.append(len(compiled))
     jax.monitoring.unregister_event_duration_listener(listen)
     assert counts[0] > 0 and counts[1] == 0
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_a_new_process_neither_traces_nor_gets_anything_else(world, base, said, monkeypatch, ahead):
+    monkeypatch.setattr(personalize, "_reads_ahead", lambda: ahead)
+    how, traced, deltas = _plan("speaker_vector", num_validation=0), [], []
+
+    def listen(event, duration_secs, fun_name="", **unused):
+        if event == "/jax/core/compile/jaxpr_trace_duration":
+            traced.append(fun_name)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    for _ in range(2):
+        programs.forget()
+        jax.clear_caches()
+        traced.clear()
+        deltas.append(_personalize(world, base, said["s1"], how).state.delta)
+    jax.monitoring.unregister_event_duration_listener(listen)
+    assert traced.count("call") == 2 and not {"run", "encode"} & set(
+        traced
+    )  # the first is the encoder
+    jax.tree.map(np.testing.assert_array_equal, *deltas)
 
 
 def test_users_with_few_new_words_share_programs(base):
