@@ -123,19 +123,21 @@ class Kept:
         path = self._path(folder, static, tree, shapes)
         exported = _read(path)
         if exported is None:
-            flat = jax.jit(self._flat(static, tree))
+            flat = self._named(lambda *x: self._function(*static, *jax.tree.unflatten(tree, x)))
             exported = jax.export.export(flat, disabled_checks=_NO_CHECKS)(*shapes)
             _write(path, exported.serialize())
             # As the next process will have it, so that both find the same compiled program.
             exported = _read(path) or exported
-        return jax.jit(exported.call).lower(*shapes).compile()
+        return self._named(exported.call).lower(*shapes).compile()
 
-    def _flat(self, static, tree) -> Callable[..., Any]:
-        def flat(*leaves):
-            return self._function(*static, *jax.tree.unflatten(tree, leaves))
+    def _named(self, work: Callable[..., Any]) -> Any:
+        """Jitted under the function's name, which profiles and logs show."""
 
-        flat.__name__ = self._function.__name__
-        return flat
+        def named(*leaves):
+            return work(*leaves)
+
+        named.__name__ = self._function.__name__
+        return jax.jit(named)
 
 
 def kept(num_static: int) -> Callable[[Callable[..., Any]], Kept]:
