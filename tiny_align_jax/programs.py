@@ -92,7 +92,7 @@ class Kept:
 
     def _program(self, static, leaves, tree, make: bool = True) -> Callable[..., Any] | None:
         """None where jit is to do it, or nothing is kept and nothing to be made."""
-        folder = _option("jax_compilation_cache_dir")
+        folder = _option("jax_enable_compilation_cache") and _option("jax_compilation_cache_dir")
         if not folder or jax.device_count() > 1 or any(map(_is_elsewhere, leaves)):
             return None
         shapes = tuple(_shape(leaf) for leaf in leaves)
