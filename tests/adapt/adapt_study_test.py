@@ -3,6 +3,7 @@
 import json
 import types
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -82,6 +83,20 @@ def test_users_see_their_own_new_rows_only(users):
     )
     assert prior[1, 2] > prior[1, 1]  # user 1 says row 2
     assert (np.asarray(crew.base_jobs(users, plan).row_bias_JV)[:, 6:] == crew.HIDDEN).all()
+
+
+def test_seeds_share_a_prior_and_programs(users):
+    plan, once = (crew.plan(users, folds=(0, 1), seeds=seeds) for seeds in ((0, 1), (0,)))
+    how = word_prior.Config(weight=1.0, cache=5.0)
+    jobs, alone = (crew.jobs_of(users, p, how) for p in (plan, once))
+    np.testing.assert_array_equal(jobs.row_bias_JV, np.repeat(alone.row_bias_JV, 2, axis=0))
+    parts = study._by_seeds(plan, jobs)
+    shapes = [jax.tree.map(jnp.shape, part) for part in (*parts, alone)]
+    assert len(parts) == 2 and shapes[0] == shapes[1] == shapes[2]
+    for whole, on_host in ((jobs, False), (jax.device_get(jobs), True)):
+        joined = study._joined(study._by_seeds(plan, whole))
+        jax.tree.map(np.testing.assert_array_equal, joined, whole)
+        assert isinstance(joined.key_J, np.ndarray) == on_host
 
 
 def test_errors_are_words_after_the_normaliser():

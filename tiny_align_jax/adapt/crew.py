@@ -187,17 +187,25 @@ def _stack(jobs, most: int, num_test, num_validation, num_adapt, validate) -> Pl
 
 def jobs_of(crew: Crew, plan: Plan, prior: word_prior.Config | None = None) -> fit.Jobs:
     """Device form of a plan, with each job's word prior (None: none) and its own rows only."""
-    own = [_own_targets(crew, plan, job) for job in range(len(plan))]
-    weightless = word_prior.Config(weight=0.0)
-    bias_JV = np.stack(
-        [word_prior.row_bias(prior or weightless, crew.topics_KV, targets) for targets in own]
-    )
-    for bias_V, targets in zip(bias_JV, own, strict=True):
-        hidden = np.ones(len(bias_V), bool)
-        hidden[: crew.num_base_rows] = False
-        hidden[np.concatenate(targets)] = False
-        bias_V[hidden] = HIDDEN
-    return _device_jobs(plan, bias_JV)
+    how = prior or word_prior.Config(weight=0.0)
+    known: dict[bytes, np.ndarray] = {}  # seeds of a user and fold learn from the same rows
+    biases = []
+    for job in range(len(plan)):
+        key = plan.rows_JS[job][_used(plan, job)].tobytes()
+        if key not in known:
+            known[key] = _own_bias(crew, how, _own_targets(crew, plan, job))
+        biases.append(known[key])
+    return _device_jobs(plan, np.stack(biases))
+
+
+def _own_bias(crew: Crew, how: word_prior.Config, targets: Sequence[np.ndarray]) -> np.ndarray:
+    """A user's word prior, and rows hidden that neither the base nor the user says."""
+    bias_V = word_prior.row_bias(how, crew.topics_KV, targets)
+    hidden = np.ones(len(bias_V), bool)
+    hidden[: crew.num_base_rows] = False
+    hidden[np.concatenate(targets)] = False
+    bias_V[hidden] = HIDDEN
+    return bias_V
 
 
 def base_jobs(crew: Crew, plan: Plan) -> fit.Jobs:
@@ -209,8 +217,7 @@ def base_jobs(crew: Crew, plan: Plan) -> fit.Jobs:
 
 def learnt_from(crew: Crew, plan: Plan, job: int) -> list[Utterance]:
     """What a job learns from, validation utterances included."""
-    used = (plan.train_JS[job] + plan.valid_JS[job]) > 0
-    return [crew.utterances[row] for row in plan.rows_JS[job][used]]
+    return [crew.utterances[row] for row in plan.rows_JS[job][_used(plan, job)]]
 
 
 def tested(crew: Crew, plan: Plan, job: int) -> list[Utterance]:
@@ -219,8 +226,12 @@ def tested(crew: Crew, plan: Plan, job: int) -> list[Utterance]:
 
 
 def _own_targets(crew: Crew, plan: Plan, job: int) -> list[np.ndarray]:
-    used = (plan.train_JS[job] + plan.valid_JS[job]) > 0
-    return [crew.targets[row] for row in plan.rows_JS[job][used]]
+    return [crew.targets[row] for row in plan.rows_JS[job][_used(plan, job)]]
+
+
+def _used(plan: Plan, job: int) -> np.ndarray:
+    """Which rows a job learns from, validation included, bool [S]."""
+    return (plan.train_JS[job] + plan.valid_JS[job]) > 0
 
 
 def _device_jobs(plan: Plan, bias_JV: np.ndarray) -> fit.Jobs:

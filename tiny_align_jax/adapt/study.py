@@ -132,7 +132,12 @@ class Lab:
             self._rates(point.method, method, params),
             jnp.int32((point.checkpoint or sizes.num_checkpoints) * sizes.steps_per_checkpoint),
         )
-        trace = fit.run(spec, params, self.crew.base.frozen, corpus, replay, jobs, settings)
+        frozen = self.crew.base.frozen
+        parts = [
+            fit.run(spec, params, frozen, corpus, replay, part, settings)
+            for part in _by_seeds(plan, jobs)
+        ]
+        trace = _joined(parts)
         readings = np.asarray(trace.readings_JCSA[:, :, : plan.num_test])
         seconds = time.monotonic() - began_s
         references = self.references(plan)
@@ -161,7 +166,12 @@ class Lab:
         )
         jobs = dataclasses.replace(jobs, rows_JS=jobs.rows_JS[:, : plan.num_test])
         delta = outcome.delta if outcome else self._no_shift(len(plan))
-        return jax.device_get(fit.hear(spec, params, self.crew.base.frozen, corpus, jobs, delta))
+        frozen = self.crew.base.frozen
+        parts = [
+            jax.device_get(fit.hear(spec, params, frozen, corpus, *part))
+            for part in _by_seeds(plan, (jobs, delta))
+        ]
+        return _joined(parts)
 
     def errors(self, plan: Plan, heard: fit.Heard) -> np.ndarray:
         """Word errors of greedy readings, [J, N]."""
@@ -205,6 +215,21 @@ class Lab:
 
 
 _SHIFT = delta_lib.Method(frames="shift")
+
+
+def _by_seeds(plan: Plan, tree: PyTree) -> list[PyTree]:
+    """A tree of rows by job, cut into as many parts as there are seeds: plans of one and of three share programs."""
+    count = len(plan) // len(np.unique(plan.seed_J))
+    starts = range(0, len(plan), count)
+    return [jax.tree.map(lambda x, i=i: x[i : i + count], tree) for i in starts]
+
+
+def _joined(parts: Sequence[PyTree]) -> PyTree:
+    """`_by_seeds` undone, on the device or on the host."""
+    if len(parts) == 1:
+        return parts[0]
+    on_host = isinstance(jax.tree.leaves(parts[0])[0], np.ndarray)
+    return jax.tree.map(lambda *x: (np if on_host else jnp).concatenate(x), *parts)
 
 
 def shared_method(method: delta_lib.Method, all_methods: Sequence[delta_lib.Method]):
