@@ -90,6 +90,14 @@ def test_what_is_not_the_packages_own_is_not_kept(folder, static):
     assert not folder.exists()
 
 
+def test_what_cannot_be_written_is_jit(folder, monkeypatch):
+    monkeypatch.setattr(programs, "_can_write", lambda: False)
+    function, traced = _make()
+    function(Config(), X, TREE)
+    function(Config(), X, TREE)
+    assert len(traced) == 1 and not folder.exists()
+
+
 def test_under_a_transformation_it_is_jit(folder):
     function, _ = _make()
     grads = jax.grad(lambda tree: function(Config(), X, tree).total)(TREE)

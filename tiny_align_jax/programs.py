@@ -9,6 +9,7 @@ device, and the source of this package. It computes what the function does.
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import os
 import tempfile
 import threading
@@ -93,7 +94,12 @@ class Kept:
     def _program(self, static, leaves, tree, make: bool = True) -> Callable[..., Any] | None:
         """None where jit is to do it, or nothing is kept and nothing to be made."""
         folder = _option("jax_enable_compilation_cache") and _option("jax_compilation_cache_dir")
-        if not folder or jax.device_count() > 1 or any(map(_is_elsewhere, leaves)):
+        if (
+            not folder
+            or not _can_write()
+            or jax.device_count() > 1
+            or any(map(_is_elsewhere, leaves))
+        ):
             return None
         shapes = tuple(_shape(leaf) for leaf in leaves)
         key = (folder, static, tree, tuple((s.shape, s.dtype, s.weak_type) for s in shapes))
@@ -217,6 +223,12 @@ def _surroundings() -> Sequence[str]:
 
 def _option(name: str) -> Any:
     return getattr(jax.config, name)
+
+
+@functools.cache
+def _can_write() -> bool:
+    """`jax.export` writes and reads with flatbuffers, which JAX does not require."""
+    return importlib.util.find_spec("flatbuffers") is not None
 
 
 @functools.cache
