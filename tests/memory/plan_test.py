@@ -233,4 +233,12 @@ def test_what_a_gpu_takes_beside_what_was_asked_is_planned(config_and_cache):
         for name in ("gpu", "cpu")
     )
     more = {part.name for part in gpu.parts} - {part.name for part in cpu.parts}
-    assert more == {"transfers, pinned", "blocks larger than asked for", "compiled programs"}
+    assert more == {
+        "libraries, mapped",
+        "transfers, pinned",
+        "blocks larger than asked for",
+        "compiled programs",
+    }
+    assert gpu.needed(Config(platform="gpu", shared=True)).num_bytes == (
+        gpu.total.num_bytes - stages.LIBRARY_PAGES_BYTES
+    )

@@ -25,6 +25,8 @@ from tiny_align_jax.types import PyTree
 # MB), and what compiling adds to it for good: 50 to 210 MB in a CPU's stages, on a GPU the first programs, that load weights.
 PROCESS_BYTES = {"cpu": 270_000_000, "gpu": 800_000_000}
 COMPILER_BYTES = {"cpu": 85_000_000, "gpu": 200_000_000}
+# Of a GPU's process: pages of CUDA's libraries, which the system takes back when memory is short.
+LIBRARY_PAGES_BYTES = 490_000_000
 # What compiling a stage's own programs adds on a GPU (XLA's heap, pages of cuBLAS and of the PTX compiler); fitted to
 # the twelve stages of docs/edge.md, and not yet confirmed on others.
 PROGRAMS_BYTES = {
@@ -201,12 +203,14 @@ def process(device: Config, vocab_size: int = 0) -> list[Part]:
         Part("Python, JAX and libraries", 0, PROCESS_BYTES[platform]),
         Part("compiler", 0, COMPILER_BYTES[platform]),
     ]
+    if not device.on_cpu:
+        parts[0] = Part(parts[0].name, 0, PROCESS_BYTES[platform] - LIBRARY_PAGES_BYTES)
+        parts.append(Part("libraries, mapped", 0, LIBRARY_PAGES_BYTES, reclaimable=True))
+        parts.append(Part("transfers, pinned", 0, PINNED_BYTES))
+        parts.append(Part("blocks larger than asked for", UNASKED_BYTES))
     if vocab_size:
         num_bytes = TOKENIZER_BYTES_A_TOKEN * vocab_size
         parts.append(Part("tokenizer", 0, num_bytes))
-    if not device.on_cpu:
-        parts.append(Part("transfers, pinned", 0, PINNED_BYTES))
-        parts.append(Part("blocks larger than asked for", UNASKED_BYTES))
     return parts
 
 
