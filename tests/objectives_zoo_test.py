@@ -9,7 +9,7 @@ import pytest
 
 from tests.train.tiny import initial_state, make_run
 from tiny_align_jax import registry, testing
-from tiny_align_jax.objectives import distill, embedlink_contrastive, next_token
+from tiny_align_jax.objectives import _answer, distill, embedlink_contrastive, next_token
 from tiny_align_jax.train import loop, setup, through_llm
 from tiny_align_jax.types import Batch, ConfigError, Frozen
 
@@ -175,6 +175,24 @@ def test_what_is_masked_and_rematerialised_changes_nothing(llm):
     assert (np.abs(grad).max(-1)[mask] > 0).all() and np.isfinite(grad).all()
     half, _ = run(next_token.Config(), audio, mask, 4)
     np.testing.assert_allclose(half, loss, rtol=0.05)
+
+
+def test_what_a_gpu_does_otherwise_changes_nothing(llm, monkeypatch):
+    parts, frozen = llm
+    audio, mask = _audio(frozen)
+    config, batch = next_token.Config(**F32), _batch([[3, 7, 1], [5]])
+
+    def run(frozen):
+        def total(audio):
+            return next_token.loss(config, {}, audio, mask, batch, frozen, llm=parts)[0].sum()
+
+        return jax.jit(jax.value_and_grad(total))(audio)
+
+    loss, grad = run(frozen)
+    monkeypatch.setattr(_answer, "_on_gpu", lambda: True)
+    other_loss, other_grad = run(frozen)
+    np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
+    np.testing.assert_allclose(other_grad, grad, atol=1e-5)
 
 
 def test_distillation_is_zero_where_the_audio_is_the_text(llm):

@@ -85,7 +85,7 @@ def answer_logits(
     positions_BN = jnp.maximum(jnp.cumsum(mask_BN, axis=1) - 1, 0)
     first = prefix.shape[1] + heard_BHD.shape[1] + suffix.shape[1] - 1
     at_BL = jnp.broadcast_to(first + jnp.arange(length + 1), (rows, length + 1))
-    model = module.LLM(config, dtype, remat)
+    model = module.LLM(config, dtype, remat, unroll=_on_gpu() and not remat)
     logits, _ = model.apply(
         {"params": frozen.llm}, embeddings_BND, positions_BN, mask_BN, logits_at=at_BL
     )
@@ -103,7 +103,9 @@ def answer_labels(frozen: Frozen, batch: Batch) -> tuple[Array, Array]:
 
 def cross_entropy(logits_BLV: Array, labels_BL: Array, valid_BL: Array) -> Array:
     """Mean over the valid places of a row, float32[B]."""
-    right_BL = jnp.take_along_axis(logits_BLV, labels_BL[..., None], axis=-1)[..., 0]
+    # Not taken by index: that gradient is a scatter into zeros, in two kernels more over all logits.
+    is_label_BLV = jnp.arange(logits_BLV.shape[-1]) == labels_BL[..., None]
+    right_BL = jnp.sum(jnp.where(is_label_BLV, logits_BLV, 0.0), axis=-1)
     loss_BL = jax.nn.logsumexp(logits_BLV, axis=-1) - right_BL
     return mean_valid(loss_BL, valid_BL)
 
@@ -131,3 +133,7 @@ def nearest_rows(audio_BAD: Array, audio_mask_BA: Array, frozen: Frozen) -> Read
 
 def _true(x: Array) -> Array:
     return jnp.ones(x.shape[:2], bool)
+
+
+def _on_gpu() -> bool:
+    return jax.default_backend() == "gpu"
