@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.train.tiny import initial_state, make_run
-from tiny_align_jax import registry, testing
+from tiny_align_jax import joined, registry, testing
 from tiny_align_jax.objectives import _answer, distill, embedlink_contrastive, next_token
 from tiny_align_jax.train import loop, setup, through_llm
 from tiny_align_jax.types import Batch, ConfigError, Frozen
@@ -190,7 +190,8 @@ def test_what_a_gpu_does_otherwise_changes_nothing(llm, monkeypatch):
 
     loss, grad = run(frozen)
     monkeypatch.setattr(_answer, "_on_gpu", lambda: True)
-    other_loss, other_grad = run(frozen)
+    whole = frozen.replace(llm=joined.join(frozen.llm))  # as `through_llm.add_llm` does there
+    other_loss, other_grad = run(whole)
     np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
     np.testing.assert_allclose(other_grad, grad, atol=1e-5)
 

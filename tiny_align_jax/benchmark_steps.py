@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import registry
+from tiny_align_jax import joined, registry
 from tiny_align_jax.benchmark_profile import kernels
 from tiny_align_jax.benchmark_sizes import Size, StepShape
 from tiny_align_jax.benchmark_timing import (
@@ -126,7 +126,7 @@ def _frozen(size: Size, num_rows: int, llm: Any, dtype: Any) -> Frozen:
     ids = np.arange(size.prefix_tokens + size.suffix_tokens, dtype=np.int32) + 5
     return dataclasses.replace(
         frozen,
-        llm=random_llm(llm[0], llm[1], dtype),
+        llm=joined.for_decoding(random_llm(llm[0], llm[1], dtype)),
         prefix_ids_P=jnp.asarray(ids[: size.prefix_tokens]),
         suffix_ids_P=jnp.asarray(ids[size.prefix_tokens :]),
         slot_ids_V=frozen.row_ids_V,

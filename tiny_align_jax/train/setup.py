@@ -388,7 +388,9 @@ def load_frozen(
         return frozen
     prompt = prompts.build(registry.make_config(prompts, config["prompt"]), words)
     dtype = jnp.dtype(config["llm"]["dtype"])
-    return through_llm.add_llm(frozen, llm_folder, rows, prompt, dtype, held)
+    _, objective_config = registry.from_section("objectives", config["objective"])
+    adapts = objective_config.lora_rank > 0
+    return through_llm.add_llm(frozen, llm_folder, rows, prompt, dtype, held, adapts)
 
 
 def held_llm(config: Mapping[str, Any]) -> quantize.Config:

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import decode, lora, placing, registry
+from tiny_align_jax import decode, joined, lora, placing, registry
 from tiny_align_jax.data import batching, prompts, vocabulary
 from tiny_align_jax.responder import Llm, Responder
 from tiny_align_jax.train.step import StepSpec
@@ -55,6 +55,7 @@ def add_llm(
     prompt: prompts.Prompt,
     dtype: Any,
     quantize: Any,
+    adapts: bool,
 ) -> Frozen:
     """`frozen` with the LLM's parameters on the device and the ids around the audio.
 
@@ -65,10 +66,17 @@ def add_llm(
         prompt: around the audio.
         dtype: of the parameters.
         quantize: how its matrices are held.
+        adapts: whether adapters train in it, so that matrices have to stay apart. Else an accelerator joins
+            those that read the same input: a loop over layers would do it anew in every layer of every step,
+            and the validation, which decodes, would hold a joined copy beside these.
     """
     # Matrix by matrix, so that the host never holds them all.
-    place = lambda _, matrix: placing.put(matrix)  # noqa: E731
-    params = loading.load_llm(folder, dtype, quantize, place).params
+    if adapts or jax.default_backend() == "cpu":
+        place = lambda _, matrix: placing.put(matrix)  # noqa: E731
+        params = loading.load_llm(folder, dtype, quantize, place).params
+    else:
+        loaded = loading.load_llm(folder, dtype, quantize, joined.place_unjoined)
+        params = joined.for_decoding(loaded.params)
     return dataclasses.replace(
         frozen,
         llm=params,
