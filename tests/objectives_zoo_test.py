@@ -10,7 +10,7 @@ import pytest
 from tests.train.tiny import initial_state, make_run
 from tiny_align_jax import joined, registry, testing
 from tiny_align_jax.objectives import _answer, distill, embedlink_contrastive, next_token
-from tiny_align_jax.train import loop, setup, through_llm
+from tiny_align_jax.train import loop, setup, step, through_llm
 from tiny_align_jax.types import Batch, ConfigError, Frozen
 
 NUM_ROWS = 12
@@ -191,9 +191,21 @@ def test_what_a_gpu_does_otherwise_changes_nothing(llm, monkeypatch):
     loss, grad = run(frozen)
     monkeypatch.setattr(_answer, "_on_gpu", lambda: True)
     whole = frozen.replace(llm=joined.join(frozen.llm))  # as `through_llm.add_llm` does there
-    other_loss, other_grad = run(whole)
+    prepared = step.with_constants(next_token, config, whole, parts)
+    assert prepared.constants["prefix"]["k"].shape[3] == len(frozen.prefix_ids_P)
+    other_loss, other_grad = run(prepared)
     np.testing.assert_allclose(other_loss, loss, rtol=1e-5)
     np.testing.assert_allclose(other_grad, grad, atol=1e-5)
+
+
+def test_a_prompt_may_begin_with_the_audio(llm):
+    parts, frozen = llm
+    audio, mask = _audio(frozen)
+    frozen = frozen.replace(prefix_ids_P=np.array([], np.int32))
+    config, batch = next_token.Config(**F32), _batch([[3, 7, 1], [5]])
+    loss, _ = next_token.loss(config, {}, audio, mask, batch, frozen, llm=parts)
+    expected = _by_hand(parts, frozen, audio[1, mask[1]], [5])
+    np.testing.assert_allclose(loss[1], expected, rtol=1e-4)
 
 
 def test_distillation_is_zero_where_the_audio_is_the_text(llm):

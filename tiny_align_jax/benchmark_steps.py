@@ -87,7 +87,7 @@ def make(
         llm=llm,
     )
     frozen = _frozen(size, num_rows, llm, dtype)
-    frozen = step_lib.with_constants(module, spec.objective_config, frozen)
+    frozen = step_lib.with_constants(module, spec.objective_config, frozen, llm)
     data = _corpus(size, shape, num_rows, corpus * shape.batch_size)
     return Problem(spec, _state(spec, frozen, data), frozen, data, shape)
 

@@ -134,6 +134,19 @@ def test_a_prompt_read_in_pieces_equals_the_whole(subject):
     np.testing.assert_array_equal(cache["valid"].sum(axis=1), [LENGTH, LENGTH])
 
 
+@pytest.mark.parametrize("key", ["gemma", "llama/mistral"])  # their windows count positions
+def test_what_stands_before_all_rows_is_read_once(key):
+    subject = subject_of(key)
+    x, (positions, mask) = subject.embeddings(2), positions_and_mask(2)
+    x = x.at[1, :5].set(x[0, :5])
+    want, _ = subject.apply(x, positions, mask)
+    empty = subject.module.init_cache(subject.config, 1, 6, jnp.float32)  # a slot stays unwritten
+    _, prefix = subject.apply(x[:1, :5], positions[:1, :5], mask[:1, :5], empty)
+    got, cache = subject.apply(x[:, 5:], positions[:, 5:], mask[:, 5:], None, None, prefix)
+    assert cache is None
+    np.testing.assert_allclose(got, want[:, 5:], atol=ATOL)
+
+
 def test_jit_changes_nothing():
     subject = subject_of("gemma")  # the family with two kinds of layers
     x, (positions, mask) = subject.embeddings(2), positions_and_mask(2)

@@ -252,7 +252,7 @@ class Attention(nn.Module):
             k_BNGK = self.head_norm(self.num_kv_heads, "k_norm")(k_BNGK)
         cos_BNR, sin_BNR, mask_BNM = context.of_kind(view.kind)
         q_BNHK, k_BNGK = rotate(q_BNHK, cos_BNR, sin_BNR), rotate(k_BNGK, cos_BNR, sin_BNR)
-        k_BGMK, v_BGMK, cache = read_write(cache, view.layer, context.length, k_BNGK, v_BNGK)
+        k_BGMK, v_BGMK, cache = read_write(cache, view, context.length, k_BNGK, v_BNGK)
         scale = self.head_dim**-0.5 if self.scale is None else self.scale
         out_BNHK = attend(q_BNHK, k_BGMK, v_BGMK, mask_BNM, scale, self.soft_cap)
         out_BNX = out_BNHK.reshape(*x_BND.shape[:2], -1)

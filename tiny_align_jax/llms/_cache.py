@@ -60,10 +60,17 @@ class DecoderConfig(Protocol):
 
 @flax.struct.dataclass
 class LayerView:
-    """Scanned beside the parameters: which layer this is, and its index into `Config.kinds`."""
+    """Scanned beside the parameters.
+
+    Attributes:
+        layer: which one this is.
+        kind: its index into `Config.kinds`.
+        past: its keys and values of a prefix, [1 or B, G, P, K] each; None without one.
+    """
 
     layer: Array
     kind: Array
+    past: KeyValues | None = None
 
 
 @flax.struct.dataclass
@@ -106,12 +113,20 @@ def init_cache(config: DecoderConfig, batch_size: int, max_length: int, dtype: A
 
 
 def make_context(
-    config: DecoderConfig, positions_BN: Array, mask_BN: Array, cache: dict | None
+    config: DecoderConfig,
+    positions_BN: Array,
+    mask_BN: Array,
+    cache: dict | None,
+    prefix: dict | None = None,
 ) -> tuple[Context, dict | None]:
     """Angles and masks of a call, and the cache with the new slots marked."""
     length = jnp.zeros((), jnp.int32)
     positions_BN, mask_BN = jnp.asarray(positions_BN), jnp.asarray(mask_BN, bool)
     valid_BM, positions_BM = mask_BN, positions_BN
+    if prefix is not None:
+        length = jnp.full((), prefix["valid"].shape[1], jnp.int32)
+        valid_BM = _behind(prefix["valid"], mask_BN, axis=1)
+        positions_BM = _behind(prefix["positions"], positions_BN, axis=1)
     if cache is not None:
         length, zero = cache["length"], jnp.zeros((), jnp.int32)
         update = jax.lax.dynamic_update_slice
@@ -141,17 +156,25 @@ def _causal(length: Array, num_new: int, valid_BM: Array) -> Array:
 
 
 def read_write(
-    cache: KeyValues | None, layer: Array, length: Array, k_BNGK: Array, v_BNGK: Array
+    cache: KeyValues | None, view: LayerView, length: Array, k_BNGK: Array, v_BNGK: Array
 ) -> tuple[Array, Array, KeyValues | None]:
     """Writes new keys and values into a layer's slots; returns all of that layer's, [B, G, M, K]."""
     k_BGNK, v_BGNK = jnp.swapaxes(k_BNGK, 1, 2), jnp.swapaxes(v_BNGK, 1, 2)
     if cache is None:
-        return k_BGNK, v_BGNK, None
+        if view.past is None:
+            return k_BGNK, v_BGNK, None
+        return _behind(view.past[0], k_BGNK, axis=2), _behind(view.past[1], v_BGNK, axis=2), None
     zero = jnp.zeros((), jnp.int32)
-    start = (layer, zero, zero, length, zero)
+    start = (view.layer, zero, zero, length, zero)
     written = tuple(
         jax.lax.dynamic_update_slice(old, new[None].astype(old.dtype), start)
         for old, new in zip(cache, (k_BGNK, v_BGNK), strict=True)
     )
-    k_BGMK, v_BGMK = (jax.lax.dynamic_index_in_dim(a, layer, keepdims=False) for a in written)
+    k_BGMK, v_BGMK = (jax.lax.dynamic_index_in_dim(a, view.layer, keepdims=False) for a in written)
     return k_BGMK, v_BGMK, (written[0], written[1])
+
+
+def _behind(prefix: Array, new: Array, axis: int) -> Array:
+    """`new` behind `prefix`, whose first axis may stand for all rows."""
+    shared = jnp.broadcast_to(prefix, (new.shape[0], *prefix.shape[1:]))
+    return jnp.concatenate([shared.astype(new.dtype), new], axis=axis)

@@ -45,6 +45,7 @@ class Decoder(nn.Module):
         mask_BN: Array,
         cache: dict | None = None,
         logits_at: Array | None = None,
+        prefix: dict | None = None,
     ) -> tuple[Array, dict | None]:
         """Next-token logits.
 
@@ -55,6 +56,8 @@ class Decoder(nn.Module):
             cache: from `init_cache` or an earlier call; None to run without one.
             logits_at: int32[B] or [B, L], tokens (indices into N) whose logits are wanted; None
                 for all. The head of a 256k vocabulary costs more memory than the layers.
+            prefix: a cache of what stands before every row, one row or as many as here, read and not
+                written; instead of `cache`.
 
         Returns:
             logits float32: [B, N, V], or [B, V] or [B, L, V] with `logits_at`; rows of padding
@@ -62,14 +65,19 @@ class Decoder(nn.Module):
         """
         config = self.config
         table = _blocks.Embedder(config.vocab_size, config.dim, name="embedder")()
-        context, cache = _cache.make_context(config, positions_BN, mask_BN, cache)
-        x_BND, cache = self._run_layers(embeddings_BND.astype(self.dtype), context, cache)
+        context, cache = _cache.make_context(config, positions_BN, mask_BN, cache, prefix)
+        past = None if prefix is None else (prefix["k"], prefix["v"])
+        x_BND, cache = self._run_layers(embeddings_BND.astype(self.dtype), context, cache, past)
         x = _select(x_BND, logits_at)
         x = self.final_norm()(x)
         return self._head(table, x), cache
 
     def _run_layers(
-        self, x_BND: Array, context: _cache.Context, cache: dict | None
+        self,
+        x_BND: Array,
+        context: _cache.Context,
+        cache: dict | None,
+        past: _cache.KeyValues | None,
     ) -> tuple[Array, dict | None]:
         block = nn.remat(self.block, prevent_cse=False) if self.remat else self.block
         layers = nn.scan(
@@ -83,6 +91,7 @@ class Decoder(nn.Module):
         views = _cache.LayerView(
             layer=jnp.arange(self.config.num_layers, dtype=jnp.int32),
             kind=jnp.asarray(self.config.layer_kinds, jnp.int32),
+            past=past,
         )
         key_values = None if cache is None else (cache["k"], cache["v"])
         (x_BND, key_values), _ = layers((x_BND, key_values), views, context)

@@ -44,6 +44,11 @@ def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
     return _answer.init_adapters(config.lora_rank, key, frozen)
 
 
+def prepare(config: Config, frozen: Frozen, llm: _answer.Llm | None = None) -> dict[str, PyTree]:
+    """What the LLM makes of the prompt before the audio, see `_answer.prepare`."""
+    return _answer.prepare(llm, frozen, jnp.dtype(config.llm_dtype))
+
+
 def loss(
     config: Config,
     params: PyTree,

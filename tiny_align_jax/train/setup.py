@@ -85,8 +85,9 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     )
     frozen = load_frozen(module, llm_folder, rows, config, words)
     table_rms = _rms(np.asarray(frozen.table_VD))
+    llm = loading.llm_config(llm_folder) if "llm" in module.NEEDS else None
     # Once, for constants, steps and validation: host arrays would travel with every call that takes them.
-    frozen = with_constants(module, module_config, placing.put(frozen))
+    frozen = with_constants(module, module_config, placing.put(frozen), llm)
     cache, report, encoder_card = features(
         config, cache_dir, [*split.train, *split.validation], progress
     )
@@ -97,7 +98,6 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
     )
     if getattr(module, "FIXED_LENGTH", False):
         warn_of_cut(train_examples, functools.partial(projector.num_audio_tokens, projector_config))
-    llm = loading.llm_config(llm_folder) if "llm" in module.NEEDS else None
     spec = step_spec(config, frozen.table_VD.shape[1], table_rms, llm)
     validate = None
     if split.validation:

@@ -68,11 +68,14 @@ def init_state(spec: StepSpec, trainable: PyTree, fixed: PyTree, seed: int) -> T
     )
 
 
-def with_constants(objective: ModuleType, objective_config: Any, frozen: Frozen) -> Frozen:
+def with_constants(
+    objective: ModuleType, objective_config: Any, frozen: Frozen, llm: Any = None
+) -> Frozen:
     """`frozen` with what the objective needs of it at every step, worked out once."""
     if not hasattr(objective, "prepare"):
         return frozen
-    constants = jax.jit(objective.prepare, static_argnums=0)(objective_config, frozen)
+    rest = {"llm": llm} if "llm" in objective.NEEDS else {}
+    constants = jax.jit(functools.partial(objective.prepare, objective_config, **rest))(frozen)
     return dataclasses.replace(frozen, constants=constants)
 
 
