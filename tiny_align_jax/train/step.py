@@ -75,7 +75,9 @@ def with_constants(
     if not hasattr(objective, "prepare"):
         return frozen
     rest = {"llm": llm} if "llm" in objective.NEEDS else {}
-    constants = jax.jit(functools.partial(objective.prepare, objective_config, **rest))(frozen)
+    # The function itself, so that runs of one process share what is compiled.
+    prepare = jax.jit(objective.prepare, static_argnums=0, static_argnames=tuple(rest))
+    constants = prepare(objective_config, frozen, **rest)
     return dataclasses.replace(frozen, constants=constants)
 
 
