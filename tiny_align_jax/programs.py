@@ -35,8 +35,6 @@ _OPTIONS = (
     "jax_default_prng_impl",
     "jax_threefry_partitionable",
 )
-
-
 # Kernels that JAX promises nothing about: versions are part of what a program is found by.
 _NO_CHECKS = (jax.export.DisabledSafetyCheck.custom_call("ALL"),)
 _ALL: list["Kept"] = []
@@ -94,23 +92,18 @@ class Kept:
     def _program(self, static, leaves, tree, make: bool = True) -> Callable[..., Any] | None:
         """None where jit is to do it, or nothing is kept and nothing to be made."""
         folder = _option("jax_enable_compilation_cache") and _option("jax_compilation_cache_dir")
-        if (
-            not folder
-            or not _can_write()
-            or jax.device_count() > 1
-            or any(map(_is_elsewhere, leaves))
-        ):
+        if not folder or not _can_write() or jax.device_count() > 1 or _are_elsewhere(leaves):
             return None
-        shapes = tuple(_shape(leaf) for leaf in leaves)
-        key = (folder, static, tree, tuple((s.shape, s.dtype, s.weak_type) for s in shapes))
-        if not make and not self._path(folder, static, tree, shapes).is_file():
+        # Every call comes here, with hundreds of leaves: only what is new is given shapes.
+        key = (folder, static, tree, tuple(map(_form, leaves)))
+        if not make and not self._path(folder, static, tree, _shapes(leaves)).is_file():
             return None
         with self._lock:
             is_new = key not in self._found
             future = self._found.setdefault(key, futures.Future())
         if is_new:
             try:
-                future.set_result(self._find(folder, static, tree, shapes))
+                future.set_result(self._find(folder, static, tree, _shapes(leaves)))
             except Exception as error:  # jit tells what is wrong with the arguments, if anything is
                 logging.info("%s is not kept: %r", self._name, error)
                 future.set_result(None)
@@ -122,9 +115,8 @@ class Kept:
         return Path(folder) / FOLDER / f"{self._function.__name__}-{digest}"
 
     def _find(self, folder: str, static, tree, shapes) -> Callable[..., Any] | None:
-        if " at 0x" in repr(static) or not _is_ours(
-            static
-        ):  # an address is another in every process
+        has_address = " at 0x" in repr(static)  # which is another in every process
+        if has_address or not _is_ours(static):
             return None
         path = self._path(folder, static, tree, shapes)
         exported = _read(path)
@@ -174,16 +166,23 @@ def _is_inside(module: str) -> bool:
     return module.partition(".")[0] == __name__.partition(".")[0]
 
 
-def _is_elsewhere(leaf: Any) -> bool:
+def _are_elsewhere(leaves: Sequence[Any]) -> bool:
     """Whether a leaf is under a transformation, or on another device than new arrays are."""
-    if isinstance(leaf, jax.core.Tracer) or _option("jax_default_device") is not None:
-        return True
-    return isinstance(leaf, jax.Array) and leaf.devices() != {jax.devices()[0]}
+    here = {jax.devices()[0]}
+    return _option("jax_default_device") is not None or any(
+        isinstance(leaf, jax.core.Tracer)
+        or (isinstance(leaf, jax.Array) and leaf.devices() != here)
+        for leaf in leaves
+    )
 
 
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    weak_type = getattr(leaf, "weak_type", False)
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, weak_type=weak_type)
+def _form(leaf: Any) -> tuple[tuple[int, ...], Any, bool]:
+    return leaf.shape, leaf.dtype, getattr(leaf, "weak_type", False)
+
+
+def _shapes(leaves: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
+    forms = map(_form, leaves)
+    return tuple(jax.ShapeDtypeStruct(shape, dtype, weak_type=weak) for shape, dtype, weak in forms)
 
 
 def _read(path: Path) -> jax.export.Exported | None:
