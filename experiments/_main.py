@@ -50,6 +50,8 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
         # Orbax and JAX tell their every step at INFO; a reader of a training log wants ours.
         std_logging.getLogger("absl").addFilter(_ours_or_warning)
         std_logging.getLogger("jax").setLevel(std_logging.WARNING)
+        # transformers is here for its tokenizers, and would say that it lacks PyTorch for its models.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         try:
             main(argv)
         except TinyAlignError as error:
@@ -120,8 +122,6 @@ def _set_up_jax() -> None:
     for option, value in settings.items():
         if os.environ.setdefault(option.upper(), str(value)) == str(value) and "jax" in sys.modules:
             sys.modules["jax"].config.update(option, value)
-    # transformers is here for its tokenizers, and says at every start that it lacks PyTorch for its models.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     named = os.environ.get("JAX_PLATFORMS", "")
     if (platforms := _with_cpu(named)) != named:
         os.environ["JAX_PLATFORMS"] = platforms

@@ -13,8 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tiny_align_jax import ctc
-from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree, Reading
+from tiny_align_jax import checks, ctc
+from tiny_align_jax.types import Array, Batch, Frozen, PyTree, Reading
 
 NEEDS = ("embeddings",)
 LOGITS_DTYPES = ("float32", "bfloat16", "float16")
@@ -39,9 +39,7 @@ class Config:
     centre: bool = False
 
     def __post_init__(self):
-        if self.logits_dtype not in LOGITS_DTYPES:
-            known = ", ".join(LOGITS_DTYPES)
-            raise ConfigError(f"logits_dtype={self.logits_dtype!r}; expected one of {known}")
+        checks.refuse("embedlink_ctc", checks.unlisted(self, logits_dtype=LOGITS_DTYPES))
 
 
 def init(config: Config, key: Array, frozen: Frozen) -> PyTree:

@@ -48,11 +48,11 @@ class Layout:
 
     def pack_gradients(self, tree: PyTree) -> dict[str, Array]:
         """The same, by way of the dtype in which gradients were made: the same numbers, half the bytes."""
-        leaves, cast = jax.tree.leaves(tree), list(jax.tree.leaves(tree))
+        leaves = jax.tree.leaves(tree)
         for name, members in self._groups.items():
             for i in members:
-                cast[i] = leaves[i].astype(self._dtypes.get(name, leaves[i].dtype))
-        packed = self.pack(jax.tree.unflatten(self._tree, cast))
+                leaves[i] = leaves[i].astype(self._dtypes.get(name, leaves[i].dtype))
+        packed = self.pack(jax.tree.unflatten(self._tree, leaves))
         return {name: vector.astype(jnp.float32) for name, vector in packed.items()}
 
     def unpack(self, vectors: dict[str, Array]) -> PyTree:
