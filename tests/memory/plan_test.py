@@ -102,6 +102,16 @@ def test_training_counts_what_a_state_holds(made):
     assert _part(stage, "training step: temporaries").device_bytes > 0
     assert not [part for part in stage.parts if part.name.startswith("LLM")]
     assert stages.tree_bytes(made.shapes.table) == _part(stage, "table rows").device_bytes
+    dim = made.shapes.table.table_VD.shape[1]
+    constants = 4 * (dim + 1)  # of embedlink: a mean row and a variance
+    assert _part(stage, "the objective's constants").device_bytes == constants
+
+
+def test_ctc_keeps_the_rows_at_unit_length_while_it_trains(made):
+    ctc = {"name": "embedlink_ctc", "embedlink_ctc": {}}
+    shapes = dataclasses.replace(made.shapes, config={**made.shapes.config, "objective": ctc})
+    rows, dim = shapes.table.table_VD.shape
+    assert stages.tree_bytes(shapes.training_frozen.constants) == 4 * (rows + 1) * dim
 
 
 def test_generation_holds_a_cache_for_every_token_of_every_answer(made):

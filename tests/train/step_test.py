@@ -9,6 +9,7 @@ import pytest
 
 from tests.train.tiny import AUGMENT, initial_state, make_run
 from tiny_align_jax.data import augment, batching
+from tiny_align_jax.objectives import embedlink_ctc
 from tiny_align_jax.train import step as step_lib
 from tiny_align_jax.train.partition import leaf_names
 
@@ -125,3 +126,17 @@ def test_average_follows_fast_at_first_and_slowly_later():
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), after.average, expected
         )
+
+
+@pytest.mark.parametrize("centre", [False, True])
+def test_validation_reads_with_what_was_prepared_for_training(centre):
+    config = dataclasses.replace(RUN.spec.objective_config, centre=centre)
+    plain = dataclasses.replace(RUN.frozen, constants=None)
+    prepared = step_lib.with_constants(embedlink_ctc, config, plain)
+    params = embedlink_ctc.init(config, jax.random.key(1), plain)
+    audio_BAD = jax.random.normal(jax.random.key(2), (2, 5, plain.table_VD.shape[1]))
+    expected = embedlink_ctc.log_probs(config, params, audio_BAD, plain)
+    # The table itself is not looked at again.
+    elsewhere = dataclasses.replace(prepared, table_VD=jnp.full_like(plain.table_VD, jnp.nan))
+    found = embedlink_ctc.log_probs(config, params, audio_BAD, elsewhere)
+    np.testing.assert_allclose(found, expected, atol=1e-5)

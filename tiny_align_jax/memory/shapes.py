@@ -207,6 +207,14 @@ class Shapes:
         )
 
     @functools.cached_property
+    def training_frozen(self) -> Frozen:
+        """`frozen` with what the objective works out of it once a run."""
+        make = functools.partial(
+            step.with_constants, self.spec.objective, self.spec.objective_config, llm=self.spec.llm
+        )
+        return jax.eval_shape(make, self.frozen)
+
+    @functools.cached_property
     def params(self) -> PyTree:
         """Parameters of projector and objective."""
         frames = np.zeros((1, self.feature_dim), cache.STORE_DTYPE)

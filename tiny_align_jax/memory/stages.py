@@ -19,7 +19,7 @@ from tiny_align_jax.features import cache, pipeline, writer
 from tiny_align_jax.memory.budget import Config, Part, Stage
 from tiny_align_jax.memory.shapes import Shapes, shape
 from tiny_align_jax.train import setup, step
-from tiny_align_jax.types import PyTree
+from tiny_align_jax.types import Frozen, PyTree
 
 # Resident memory of a process that has imported everything and computed 1 + 1 (the GPU's: H100, JAX 0.11.2, 800 and 804
 # MB), and what compiling adds to it for good: 50 to 210 MB in a CPU's stages, on a GPU the first programs, that load weights.
@@ -114,7 +114,7 @@ def features(shapes: Shapes, device: Config) -> Stage:
 
 def training(shapes: Shapes, device: Config) -> Stage:
     """Training on cached features."""
-    state, frozen, work = shapes.state, shapes.frozen, shapes.work
+    state, frozen, work = shapes.state, shapes.training_frozen, shapes.work
     batch = min(shapes.train.batch_size, work.num_utterances)
     corpus_parts, steps, args, static = _corpus(shapes, batch)
     program = Compiler(device)(steps, state, frozen, *args, **static)
@@ -124,6 +124,7 @@ def training(shapes: Shapes, device: Config) -> Stage:
         Part("optimizer", tree_bytes(state.opt_state)),
         Part("running average", tree_bytes(state.average)),
         *table_rows(shapes, device),
+        Part("the objective's constants", tree_bytes(frozen.constants)),
         *corpus_parts,
         Part("training step: temporaries", program.num_bytes, 0, "train"),
         *programs("training", device, "train"),
@@ -131,7 +132,7 @@ def training(shapes: Shapes, device: Config) -> Stage:
     if frozen.llm is not None:
         parts += _sent_weights("LLM", frozen.llm, device)
     elif work.validates:
-        parts.append(hearing(shapes, device, VALIDATION_BATCH, "validate"))
+        parts.append(hearing(shapes, device, VALIDATION_BATCH, "validate", frozen))
     if shapes.scored_llm is not None:
         size = tree_bytes(shapes.scored_llm.params("llms", jnp.float32))
         host = 0 if device.on_cpu else size
@@ -298,11 +299,13 @@ def encoding(shapes: Shapes, device: Config, batch: int) -> Part:
     return Part("encoder: temporaries", program.num_bytes, 0, "encode")
 
 
-def hearing(shapes: Shapes, device: Config, batch: int, moment: str) -> Part:
-    """What projector and objective take to read a batch."""
+def hearing(
+    shapes: Shapes, device: Config, batch: int, moment: str, frozen: Frozen | None = None
+) -> Part:
+    """What projector and objective take to read a batch; `frozen`: while they are trained."""
     frames = shapes.frames(batch, shapes.bucket_frames)
     num_frames = shape((batch,), jnp.int32)
     reader = setup.make_reader(shapes.spec)
-    program = Compiler(device)(reader, shapes.params, shapes.table, frames, num_frames)
+    program = Compiler(device)(reader, shapes.params, frozen or shapes.table, frames, num_frames)
     size = program.num_bytes + tree_bytes(frames)
     return Part("reading: temporaries", size, tree_bytes(frames), moment)

@@ -54,8 +54,7 @@ def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
 
 def prepare(config: Config, frozen: Frozen) -> dict[str, Any]:
     """What every step needs of the table: its mean row and its rows at unit length, in logits_dtype."""
-    mean_D = _mean(config, frozen)
-    unit_VD = _normalize(jnp.asarray(frozen.table_VD) - mean_D)
+    mean_D, unit_VD = _mean_and_unit_rows(config, dataclasses.replace(frozen, constants=None))
     return {"mean_D": mean_D, "unit_VD": ctc.tables(unit_VD, config.logits_dtype)}
 
 
@@ -124,9 +123,8 @@ def log_probs(config: Config, params: PyTree, audio_BAD: Array, frozen: Frozen) 
 
     `params['row_bias']` [V], where a user has one, is added to the rows' logits: a prior over words.
     """
-    mean_D = _mean(config, frozen)
+    mean_D, table = _mean_and_unit_rows(config, frozen)
     audio = _normalize(audio_BAD - mean_D)
-    table = _normalize(jnp.asarray(frozen.table_VD) - mean_D)
     scale = _scale(params)
     rows = scale * jnp.einsum("bad,vd->bav", audio, table) + params.get("row_bias", 0.0)
     blank = _blank_logit(params, audio, scale)
@@ -136,6 +134,14 @@ def log_probs(config: Config, params: PyTree, audio_BAD: Array, frozen: Frozen) 
 def min_audio_tokens(config: Config, num_targets: int, num_repeats: int) -> int:
     """Fewest audio tokens that can emit the targets: one each, and a blank between repeats."""
     return max(num_targets + num_repeats, 1)
+
+
+def _mean_and_unit_rows(config: Config, frozen: Frozen) -> tuple[Array, Array]:
+    """The mean row and all rows at unit length; those of `prepare` where they are exact: no second table."""
+    if frozen.constants is not None and config.logits_dtype == "float32":
+        return frozen.constants["mean_D"], frozen.constants["unit_VD"]
+    mean_D = _mean(config, frozen)
+    return mean_D, _normalize(jnp.asarray(frozen.table_VD) - mean_D)
 
 
 def _mean(config: Config, frozen: Frozen) -> Array:
