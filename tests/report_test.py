@@ -9,7 +9,7 @@ import re
 import numpy as np
 import pytest
 
-from tiny_align_jax import report, report_page, report_race, report_tables
+from tiny_align_jax import report, report_page, report_plots, report_race, report_tables
 from tiny_align_jax.types import ConfigError, DataError
 
 WORDS = ["cat", "dog", "cow", "hen", "pig", "fox", "owl", "bee", "ant", "elk"]
@@ -130,6 +130,12 @@ def test_a_run_that_was_stopped_races_as_far_as_it_got(tmp_path):
     assert "of stopped: 28.0 s against 2.5 s" in told()
     (folder / "train_result.json").unlink()  # killed: only its log is left
     assert "700.00 ms of stopped" in told() and "28.0 s against 2.5 s" in told()
+
+    rows, _ = report.load(tmp_path)
+    figure = report_plots.against_seconds(rows, "wer", {row.name: i for i, row in enumerate(rows)})
+    drawn = {line.get_label(): line for line in figure.axes[0].lines}
+    assert list(drawn["stopped (stopped)"].get_xdata()) == pytest.approx([7.0, 14.0, 28.0])
+    report_plots.plt.close(figure)
 
 
 def test_other_utterances_are_not_compared(sweep_folder):

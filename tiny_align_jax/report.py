@@ -280,6 +280,12 @@ def curve(row: Row, metric: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return np.array(full), means[:, 0], means[:, 1]
 
 
+def as_far_as_it_got(row: Row) -> Row:
+    """A row of which no run finished, with those runs that were validated on their way; others as they are."""
+    begun = tuple(e for e in row.unfinished if e.clock)
+    return row if row.entries else dataclasses.replace(row, entries=begun)
+
+
 def seconds_to_equal(
     a: Row, b: Row, metric: str = "wer"
 ) -> tuple[float, float, float | None] | None:

@@ -8,6 +8,7 @@ import matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
+from matplotlib import ticker
 
 from tiny_align_jax import report
 from tiny_align_jax.report import Row
@@ -28,7 +29,10 @@ def write(rows: Sequence[Row], folder: Path, metric: str = "wer") -> dict[str, P
     drawings = {
         "Bars with intervals": (bars, scored),
         "Learning curves": (learning_curves, [r for r in rows if r.entries]),
-        "Quality against training seconds": (against_seconds, [r for r in scored if r.train_s]),
+        "Quality against training seconds": (
+            against_seconds,
+            [r for r in rows if (r in scored and r.train_s) or _was_stopped(r, metric)],
+        ),
         "Quality against parameters": (against_parameters, [r for r in scored if r.params]),
     }
     for title, (draw, chosen) in drawings.items():
@@ -95,18 +99,33 @@ def learning_curves(rows: Sequence[Row], metric: str, styles: dict[str, int]):
 
 
 def against_seconds(rows: Sequence[Row], metric: str, styles: dict[str, int]):
-    """The way of the validation score where it is known, and a mark at the end with its interval."""
+    """The way of the validation score where it is known, and a mark at the end with its interval.
+
+    A run that was stopped from outside has a dashed way and no mark.
+    """
     figure, axis = plt.subplots(figsize=(8, 4.6))
     for row in rows:
-        _, seconds, scores = report.curve(row, metric)
+        _, seconds, scores = report.curve(report.as_far_as_it_got(row), metric)
+        stopped = _was_stopped(row, metric)
         if len(seconds) > 1:
-            axis.plot(seconds, scores, lw=1, alpha=0.7, color=_color(styles, row))
-        _mark(axis, row, row.train_s, metric, styles)
+            style = {"ls": "--", "label": f"{_label(styles, row)} (stopped)"} if stopped else {}
+            axis.plot(seconds, scores, lw=1, alpha=0.7, color=_color(styles, row), **style)
+        if not stopped:
+            _mark(axis, row, row.train_s, metric, styles)
     axis.set(xlabel="training seconds (compilation left out)", ylabel=_title(metric), xscale="log")
+    plain = ticker.FuncFormatter(lambda seconds, _: f"{seconds:g}")
+    axis.xaxis.set_major_formatter(plain)
+    axis.xaxis.set_minor_locator(ticker.LogLocator(subs=(2, 5)))
+    axis.xaxis.set_minor_formatter(plain)
     axis.set_title("marks: the table's scores; lines: validation while training", fontsize=9)
     axis.grid(alpha=0.3, which="both")
     _legend(axis)
     return figure
+
+
+def _was_stopped(row: Row, metric: str) -> bool:
+    """No run of the row finished, but one was validated on its way."""
+    return not row.entries and len(report.curve(report.as_far_as_it_got(row), metric)[0]) > 1
 
 
 def against_parameters(rows: Sequence[Row], metric: str, styles: dict[str, int]):

@@ -5,8 +5,6 @@ waits for. Where the other's best score stays below the paper's objective, which
 either, it has not learnt to be read: then no ratio of times is a headline, and the text says so.
 """
 
-import dataclasses
-
 from tiny_align_jax import report
 from tiny_align_jax.report import Entry, Row
 
@@ -25,7 +23,7 @@ def tell(ours: Row, other: Row, paper: Row, metric: str = METRIC) -> str:
         metric: of the validations.
     """
     stopped = [row.name for row in (ours, other, paper) if not row.entries]
-    ours, other, paper = (_as_far_as_it_got(row) for row in (ours, other, paper))
+    ours, other, paper = (report.as_far_as_it_got(row) for row in (ours, other, paper))
     lines = [_per_step(ours, other)]
     lines += [f"- {name} was stopped from outside; it counts as far as it got" for name in stopped]
     bests = {row.name: _best(row, metric) for row in (ours, other, paper)}
@@ -52,12 +50,6 @@ def tell(ours: Row, other: Row, paper: Row, metric: str = METRIC) -> str:
             f"of {ours.name}, {seconds / ours_s:.1f} times sooner"
         )
     return "\n".join(lines)
-
-
-def _as_far_as_it_got(row: Row) -> Row:
-    """A row of which no run finished, with those runs that were validated on their way."""
-    begun = tuple(e for e in row.unfinished if e.clock)
-    return row if row.entries else dataclasses.replace(row, entries=begun)
 
 
 def _best(row: Row, metric: str) -> tuple[float, float] | None:
