@@ -1,7 +1,7 @@
 """The published tables that need a GPU, as jobs of `experiments.reproduce_all`: command, memory, cores, order.
 
-Memory is what the processes of a job peaked at on an H100, with some room; a sweep divides it among its
-processes. What stands first is started first. Not here: memory proofs, spoken requests, Whisper's own decoder.
+Memory is what the processes of a job peaked at on an H100 or an H200, which tries more of a convolution's kernels, with
+some room; a sweep divides it among its processes. What stands first is started first. Not here: memory proofs, spoken requests, Whisper's own decoder.
 """
 
 from tiny_align_jax.jobs import Job
@@ -20,7 +20,7 @@ def get_jobs(spoken: str = "", sentences: str = "", base: str = "whisper-base") 
     """
     return (
         *_timings(),
-        _job("features", "extract_features --config=configs/so762.py --noprogress", 8, 6),
+        _job("features", "extract_features --config=configs/so762.py --noprogress", 24, 6),
         *_cross(),
         *(_synthetic(spoken, sentences) if spoken and sentences else ()),
         *_users(base),
