@@ -108,8 +108,11 @@ def against_seconds(rows: Sequence[Row], metric: str, styles: dict[str, int]):
         _, seconds, scores = report.curve(report.as_far_as_it_got(row), metric)
         stopped = _was_stopped(row, metric)
         if len(seconds) > 1:
-            style = {"ls": "--", "label": f"{_label(styles, row)} (stopped)"} if stopped else {}
-            axis.plot(seconds, scores, lw=1, alpha=0.7, color=_color(styles, row), **style)
+            label = f"{_label(styles, row)} (stopped)" if stopped else None
+            style = "--" if stopped else "-"
+            axis.plot(
+                seconds, scores, style, lw=1, alpha=0.7, color=_color(styles, row), label=label
+            )
         if not stopped:
             _mark(axis, row, row.train_s, metric, styles)
     axis.set(xlabel="training seconds (compilation left out)", ylabel=_title(metric), xscale="log")
