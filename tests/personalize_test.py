@@ -1,6 +1,7 @@
 """One user from recordings to a state and back: on a base in miniature."""
 
 import dataclasses
+import functools
 import json
 
 import jax
@@ -10,7 +11,7 @@ import pytest
 from configs import personalize as configs
 from tests import tiny_world
 from tiny_align_jax import aligner, personalize, personalize_trial, programs, transcribe
-from tiny_align_jax.adapt import crew, fit, recipe, replay, state, user
+from tiny_align_jax.adapt import crew, fit, recipe, replay, state, study_run, user
 from tiny_align_jax.types import CheckpointError, ConfigError, DataError
 
 SPEAKERS = ("s1", "s2")
@@ -213,3 +214,19 @@ def test_a_user_has_one_source_and_speakers_must_be_new_to_the_base(base):
     with pytest.raises(DataError, match="no such speaker"):
         gather(base, "nobody", None, [], 0, config)
     assert gather(base, None, None, [("a.wav", "hello")], 0, config).train[0].text == "hello"
+
+
+def test_a_studys_ngrams_know_the_rows_that_users_bring(world, base, tmp_path, monkeypatch):
+    texts = tmp_path / "sentences.txt"
+    texts.write_text("\n".join(tiny_world.SENTENCES) + "\n")
+    # A base that lacks its last row, which the users then bring.
+    known = dataclasses.replace(base.vocabulary, row_ids=base.vocabulary.row_ids[:-1])
+    few = functools.partial(study_run.crew_lib.gather, least=1)
+    monkeypatch.setattr(study_run.crew_lib, "gather", few)
+    monkeypatch.setattr(crew.user, "extend", lambda own, extra: base)
+    config = study_run.Config(ngram_texts=str(texts), replay_count=4)
+    ground = study_run.prepare(
+        dataclasses.replace(base, vocabulary=known),
+        str(world.cache_dir), "test", config, fit.Config(), False,
+    )  # fmt: skip
+    assert len(ground.grams.unigram_V) == len(base.vocabulary) == len(known) + 1

@@ -159,5 +159,6 @@ def prepare(
     sentences = [u.text for u in split.train]
     near, generic = related.Related(sentences), draw_context(sentences, _GENERIC, 0)
     texts = config.ngram_texts
-    grams = reading.count_ngrams(base, sentences, texts) if texts else None
+    # Over all rows of the users, too: the search asks for any of them.
+    grams = reading.count_ngrams(crew.base, sentences, texts) if texts else None
     return Ground(lab, generic, near, grams)
