@@ -115,7 +115,8 @@ def answer_logits(
     positions_BN = jnp.maximum(jnp.cumsum(mask_BN, axis=1) - 1, 0) + len(frozen.prefix_ids_P)
     first = heard_BHD.shape[1] + suffix.shape[1] - 1
     at_BL = jnp.broadcast_to(first + jnp.arange(length + 1), (rows, length + 1))
-    model = module.LLM(config, dtype, remat, unroll=_on_gpu() and not remat)
+    unroll = jax.default_backend() == "gpu" and not remat
+    model = module.LLM(config, dtype, remat, unroll=unroll)
     behind = {"prefix": constants["prefix"], "logits_at": at_BL}
     logits, _ = model.apply({"params": frozen.llm}, embeddings_BND, positions_BN, mask_BN, **behind)
     return logits
@@ -158,7 +159,3 @@ def nearest_rows(audio_BAD: Array, audio_mask_BA: Array, frozen: Frozen) -> Read
     tokens (snap mode 'none').
     """
     return embedlink.read(embedlink.Config(cast="stretch"), {}, audio_BAD, audio_mask_BA, frozen)
-
-
-def _on_gpu() -> bool:
-    return jax.default_backend() == "gpu"
