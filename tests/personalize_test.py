@@ -30,7 +30,7 @@ def base(world):
 @pytest.fixture(scope="module")
 def said(base):
     """All that a speaker said, by speaker."""
-    split = personalize_trial.setup.read_split(base.config)
+    split = personalize_trial.corpus.read_split(base.config)
     return {s: [u for u in split.test if u.speaker_id == s] for s in SPEAKERS}
 
 

@@ -20,7 +20,7 @@ from tiny_align_jax import checks, decode, reading, scoring
 from tiny_align_jax.aligner import SNAPS, Aligner
 from tiny_align_jax.data import batching
 from tiny_align_jax.responder import Answer
-from tiny_align_jax.train import setup
+from tiny_align_jax.train import corpus, setup
 from tiny_align_jax.types import DataError, Utterance
 
 HEARD, FUSED, ANSWER, ORACLE = "heard", "fused", "answer", "oracle"
@@ -156,7 +156,7 @@ def frames_of(
         DataError: the split has no usable utterance.
     """
     wanted, partial = choose(aligner.config, config)
-    cache, report, _ = setup.features(aligner.config, os.fspath(cache_dir), wanted, progress)
+    cache, report, _ = corpus.features(aligner.config, os.fspath(cache_dir), wanted, progress)
     usable = tuple(u for u in wanted if u.utterance_id in report.keys)
     if not usable:
         raise DataError(f"split {config.split!r} has no usable utterance; all were skipped by name")
@@ -166,7 +166,7 @@ def frames_of(
 
 def choose(run: Mapping[str, Any], config: Config) -> tuple[list[Utterance], bool]:
     """Utterances of the split in the corpus's order, and whether they are only a part of it."""
-    split = getattr(setup.read_split(run), config.split)
+    split = getattr(corpus.read_split(run), config.split)
     if not split:
         raise DataError(f"the run's split has no {config.split} utterances")
     if not config.limit or config.limit >= len(split):
