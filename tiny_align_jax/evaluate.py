@@ -20,7 +20,7 @@ from tiny_align_jax import checks, decode, reading, scoring
 from tiny_align_jax.aligner import SNAPS, Aligner
 from tiny_align_jax.data import batching
 from tiny_align_jax.responder import Answer
-from tiny_align_jax.train import corpus, setup
+from tiny_align_jax.train import checkpoint, corpus, setup
 from tiny_align_jax.types import DataError, Utterance
 
 HEARD, FUSED, ANSWER, ORACLE = "heard", "fused", "answer", "oracle"
@@ -213,9 +213,11 @@ def write(evaluation: Evaluation, workdir: str | os.PathLike) -> dict[str, Path]
     folder.mkdir(parents=True, exist_ok=True)
     metrics = folder / f"metrics{tag}.json"
     predictions = folder / f"predictions{tag}.jsonl"
-    _replace(metrics, json.dumps(evaluation.metrics, indent=1, ensure_ascii=False) + "\n")
+    checkpoint.write_text(
+        metrics, json.dumps(evaluation.metrics, indent=1, ensure_ascii=False) + "\n"
+    )
     lines = (json.dumps(row, ensure_ascii=False) for row in prediction_rows(evaluation))
-    _replace(predictions, "".join(f"{line}\n" for line in lines))
+    checkpoint.write_text(predictions, "".join(f"{line}\n" for line in lines))
     logging.info("wrote %s and %s", metrics, predictions)
     return {"metrics": metrics, "predictions": predictions}
 
@@ -272,9 +274,3 @@ def _about(
         "step": card.get("step"),
         "prompt": prompt_text,
     }
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

@@ -19,7 +19,7 @@ from tiny_align_jax.adapt import fit, material, replay, study, user
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data.vocabulary import spoken_form
 from tiny_align_jax.reading import draw_context
-from tiny_align_jax.train import corpus
+from tiny_align_jax.train import checkpoint, corpus
 
 FILE = "study.json"
 CONTROL = 7  # the control learns from the user so many places further on
@@ -98,9 +98,8 @@ class Notes:
 
     def _save(self, name: str, value: Any) -> None:
         self.entries["seconds"] = round(time.monotonic() - self._began_s, 1)
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(self._all, indent=1, default=float) + "\n")
-        os.replace(part, self._path)
+        text = json.dumps(self._all, indent=1, default=float) + "\n"
+        checkpoint.write_text(self._path, text)
         shown = json.dumps(value, default=float)[:300]
         logging.info("%s: %s (%.0f s)", name, shown, self.entries["seconds"])
 
