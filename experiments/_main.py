@@ -6,6 +6,7 @@ The library reads no environment; these are the only variables, and the log show
     JAX_COMPILATION_CACHE_DIR  folder of compiled programs alone; XLA_FLAGS: the compiler's options
 """
 
+import contextlib
 import dataclasses
 import json
 import logging as std_logging
@@ -144,12 +145,13 @@ def mend_programs(folder: Path) -> None:
     """Removes compiled programs that a killed process left without their time stamp.
 
     One such file alone makes every later write to the folder fail with a warning, so that no start is ever
-    quick again. The last minute's may be in the making.
+    quick again. The last minute's may be in the making, and what is full gives up its oldest meanwhile.
     """
     for program in folder.glob("*-cache"):
         stamp = program.with_name(program.name.removesuffix("-cache") + "-atime")
-        if not stamp.exists() and time.time() - program.stat().st_mtime > 60:
-            program.unlink(missing_ok=True)
+        with contextlib.suppress(FileNotFoundError):
+            if not stamp.exists() and time.time() - program.stat().st_mtime > 60:
+                program.unlink()
 
 
 def _ours_or_warning(record: std_logging.LogRecord) -> bool:

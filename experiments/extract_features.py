@@ -19,13 +19,13 @@ flags.mark_flag_as_required("config")
 def main(argv):
     del argv
     from tiny_align_jax.memory import plan  # imports JAX: after --help
-    from tiny_align_jax.train import setup
+    from tiny_align_jax.train import corpus
 
     config = _main.resolve_config(CONFIG.value)
     plan.require_fits(config, _main.CACHE_DIR.value, ("features",))
-    split = setup.read_split(config)
+    split = corpus.read_split(config)
     utterances = [*split.train, *split.validation, *split.test]
-    features, report, _ = setup.features(config, _main.CACHE_DIR.value, utterances, PROGRESS.value)
+    features, report, _ = corpus.features(config, _main.CACHE_DIR.value, utterances, PROGRESS.value)
     print(f"{report}\nin {features.folder}")
 
 

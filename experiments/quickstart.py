@@ -110,9 +110,9 @@ def _pick(predictions: Path) -> dict[str, str]:
 
 def _say(workdir: Path, speaker: str) -> Path:
     """A manifest of what a user would record: 14 sentences to learn from, and the test's to score."""
-    from tiny_align_jax.train import setup
+    from tiny_align_jax.train import corpus
 
-    split = setup.read_split(json.loads((workdir / "config.json").read_text()))
+    split = corpus.read_split(json.loads((workdir / "config.json").read_text()))
     parts = {"train": split.train, "test": (*split.validation, *split.test)}
     said = {role: [u for u in part if u.speaker_id == speaker] for role, part in parts.items()}
     said["train"] = said["train"][:_NUM_SENTENCES]

@@ -30,12 +30,12 @@ def main(argv):
     from tiny_align_jax import decode, registry, write_sentences
     from tiny_align_jax.data import tokenizer
     from tiny_align_jax.responder import Llm
-    from tiny_align_jax.train import setup
+    from tiny_align_jax.train import corpus
     from tiny_align_jax.weights import assets, loading
 
     config = _main.resolve_config(_CONFIG.value)
     settings = {k: json.loads(v) for k, _, v in (item.partition("=") for item in _SET.value)}
-    split = setup.read_split(config)
+    split = corpus.read_split(config)
     folder = assets.resolve(config["llm"]["asset"], _main.CACHE_DIR.value)
     loaded = loading.load_llm(folder)
     report = write_sentences.to_file(

@@ -19,7 +19,7 @@ from tests.datasets import datasets_talkbank_test
 from tiny_align_jax import registry, sweep
 from tiny_align_jax.adapt import recipe
 from tiny_align_jax.data import augment, prompts
-from tiny_align_jax.train import loop, mixture, optimizer, setup
+from tiny_align_jax.train import corpus, loop, mixture, optimizer, setup
 from tiny_align_jax.types import ConfigError
 
 FOLDER = pathlib.Path(configs.__file__).parent
@@ -163,9 +163,9 @@ def test_transcripts_without_a_test_set_are_dealt_into_folds(tmp_path):
         config = _plain("configs.corpus", "talkbank")
         config["dataset"]["talkbank"]["root"] = str(tmp_path)
         config["split"]["fold"] = fold
-        split = setup.read_split(config | {"split": config["split"] | {"validation_speakers": 1}})
+        split = corpus.read_split(config | {"split": config["split"] | {"validation_speakers": 1}})
         assert len(split.train) == len(people) - 1 - len(split.test)
         scored += [u.text for u in split.test]
     assert sorted(scored) == [f"word {name}" for name in people]
     with pytest.raises(ConfigError, match=r"set split\.test to"):
-        setup.read_split(config | {"split": config["split"] | {"test": "all"}})
+        corpus.read_split(config | {"split": config["split"] | {"test": "all"}})

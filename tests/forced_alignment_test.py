@@ -87,3 +87,11 @@ def test_a_projector_without_alignment_is_refused(align):
     other = dataclasses.replace(ear, objective=registry.resolve("objectives", "embedlink"))
     with pytest.raises(ConfigError, match="embedlink_ctc"):
         forced_alignment.ForcedAligner(dataclasses.replace(align._aligner, ear=other))
+
+
+def test_settings_that_cannot_work_are_refused_all_at_once():
+    wrong = (
+        r"^forced alignment: padding_s=-1; .* or more; min_confidence=1\.5; expected 0 <= x <= 1$"
+    )
+    with pytest.raises(ConfigError, match=wrong):
+        forced_alignment.Config(min_confidence=1.5, padding_s=-1)

@@ -9,7 +9,7 @@ import pytest
 
 from tests.train.tiny import initial_state, make_run
 from tiny_align_jax import joined, registry, testing
-from tiny_align_jax.objectives import _answer, distill, embedlink_contrastive, next_token
+from tiny_align_jax.objectives import distill, embedlink_contrastive, next_token
 from tiny_align_jax.train import loop, setup, step, through_llm
 from tiny_align_jax.types import Batch, ConfigError, Frozen
 
@@ -189,7 +189,7 @@ def test_what_a_gpu_does_otherwise_changes_nothing(llm, monkeypatch):
         return jax.jit(jax.value_and_grad(total))(audio)
 
     loss, grad = run(frozen)
-    monkeypatch.setattr(_answer, "_on_gpu", lambda: True)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     whole = frozen.replace(llm=joined.join(frozen.llm))  # as `through_llm.add_llm` does there
     prepared = step.with_constants(next_token, config, whole, parts)
     assert prepared.constants["prefix"]["k"].shape[3] == len(frozen.prefix_ids_P)

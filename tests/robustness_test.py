@@ -48,7 +48,7 @@ def test_a_row_a_condition_and_clean_is_the_evaluation(world, aligner, tmp_path,
 
 
 def test_babble_is_made_of_four_of_the_given_voices(aligner):
-    utterances = evaluate.setup.read_split(aligner.config).test
+    utterances = evaluate.corpus.read_split(aligner.config).test
     config = robustness.Config(snrs_db=(5.0,), noises=("babble",), rt60s_s=())
     found = robustness.conditions(config, utterances, utterances[:4])["babble 5 dB"]
     voices = {u.audio_path for u in utterances[:4]}

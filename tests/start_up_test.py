@@ -15,4 +15,7 @@ def test_a_program_without_its_time_stamp_is_removed(tmp_path):
         os.utime(tmp_path / name, (time.time() - 100,) * 2)
     _main.mend_programs(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"whole-cache", "whole-atime", "new-cache"}
+    # Taken away by another process between being listed and being looked at.
+    (tmp_path / "gone-cache").symlink_to(tmp_path / "nowhere")
+    _main.mend_programs(tmp_path)
     _main.mend_programs(tmp_path / "absent")

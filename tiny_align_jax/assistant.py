@@ -21,7 +21,7 @@ from tiny_align_jax.aligner import CARD_FILE, CONFIG_FILE, WEIGHTS_FILE, Aligner
 from tiny_align_jax.benchmark_sizes import DecodeShape
 from tiny_align_jax.benchmark_timing import machine, tree_bytes
 from tiny_align_jax.personalize import personalize
-from tiny_align_jax.train import run, setup
+from tiny_align_jax.train import corpus, run, setup
 from tiny_align_jax.types import DataError, Utterance
 from tiny_align_jax.weights import assets
 
@@ -166,7 +166,7 @@ def said(aligner: Aligner) -> tuple[list[Utterance], Utterance]:
     Raises:
         DataError: too few utterances.
     """
-    validation = setup.read_split(aligner.config).validation
+    validation = corpus.read_split(aligner.config).validation
     first = [u for u in validation if u.speaker_id == validation[0].speaker_id]
     if len(first) <= _NUM_LEARNT:
         raise DataError(

@@ -20,7 +20,7 @@ from tiny_align_jax import checks, decode, reading, scoring
 from tiny_align_jax.aligner import SNAPS, Aligner
 from tiny_align_jax.data import batching
 from tiny_align_jax.responder import Answer
-from tiny_align_jax.train import setup
+from tiny_align_jax.train import checkpoint, corpus, setup
 from tiny_align_jax.types import DataError, Utterance
 
 HEARD, FUSED, ANSWER, ORACLE = "heard", "fused", "answer", "oracle"
@@ -156,7 +156,7 @@ def frames_of(
         DataError: the split has no usable utterance.
     """
     wanted, partial = choose(aligner.config, config)
-    cache, report, _ = setup.features(aligner.config, os.fspath(cache_dir), wanted, progress)
+    cache, report, _ = corpus.features(aligner.config, os.fspath(cache_dir), wanted, progress)
     usable = tuple(u for u in wanted if u.utterance_id in report.keys)
     if not usable:
         raise DataError(f"split {config.split!r} has no usable utterance; all were skipped by name")
@@ -166,7 +166,7 @@ def frames_of(
 
 def choose(run: Mapping[str, Any], config: Config) -> tuple[list[Utterance], bool]:
     """Utterances of the split in the corpus's order, and whether they are only a part of it."""
-    split = getattr(setup.read_split(run), config.split)
+    split = getattr(corpus.read_split(run), config.split)
     if not split:
         raise DataError(f"the run's split has no {config.split} utterances")
     if not config.limit or config.limit >= len(split):
@@ -213,9 +213,11 @@ def write(evaluation: Evaluation, workdir: str | os.PathLike) -> dict[str, Path]
     folder.mkdir(parents=True, exist_ok=True)
     metrics = folder / f"metrics{tag}.json"
     predictions = folder / f"predictions{tag}.jsonl"
-    _replace(metrics, json.dumps(evaluation.metrics, indent=1, ensure_ascii=False) + "\n")
+    checkpoint.write_text(
+        metrics, json.dumps(evaluation.metrics, indent=1, ensure_ascii=False) + "\n"
+    )
     lines = (json.dumps(row, ensure_ascii=False) for row in prediction_rows(evaluation))
-    _replace(predictions, "".join(f"{line}\n" for line in lines))
+    checkpoint.write_text(predictions, "".join(f"{line}\n" for line in lines))
     logging.info("wrote %s and %s", metrics, predictions)
     return {"metrics": metrics, "predictions": predictions}
 
@@ -272,9 +274,3 @@ def _about(
         "step": card.get("step"),
         "prompt": prompt_text,
     }
-
-
-def _replace(path: Path, text: str) -> None:
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)

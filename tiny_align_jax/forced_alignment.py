@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from tiny_align_jax import transcribe
+from tiny_align_jax import checks, transcribe
 from tiny_align_jax.aligner import Aligner, project
 from tiny_align_jax.data import audio, batching, vocabulary
 from tiny_align_jax.features import pipeline
@@ -52,11 +52,10 @@ class Config:
     max_s: float = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.min_confidence <= 1 or self.padding_s < 0 or self.max_s < 0:
-            raise ConfigError(
-                f"forced alignment: min_confidence={self.min_confidence} (expected 0 to 1), "
-                f"padding_s={self.padding_s}, max_s={self.max_s} (expected 0 or more)"
-            )
+        problems = checks.below(self, 0, "padding_s", "max_s")
+        if not 0 <= self.min_confidence <= 1:
+            problems.append(f"min_confidence={self.min_confidence}; expected 0 <= x <= 1")
+        checks.refuse("forced alignment", problems)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -34,7 +34,7 @@ from tiny_align_jax.memory import plan, user_stage
 from tiny_align_jax.memory.budget import Config
 from tiny_align_jax.memory.kinds import with_work
 from tiny_align_jax.memory.moments import Moments
-from tiny_align_jax.train import run, setup
+from tiny_align_jax.train import corpus, run, setup
 from tiny_align_jax.types import ConfigError
 
 DEVICE_TOLERANCE, HOST_TOLERANCE = 0.10, 0.15
@@ -222,8 +222,8 @@ def _prepare(world: World, folder: Path, base: Mapping[str, Any]) -> None:
 
 def _features(config: Mapping[str, Any], folder: Path, mark: _Mark) -> None:
     del mark
-    utterances = setup.read_split(config).train
-    setup.features(config, str(folder / "cache_of_features"), utterances, progress=False)
+    utterances = corpus.read_split(config).train
+    corpus.features(config, str(folder / "cache_of_features"), utterances, progress=False)
 
 
 def _training(config: Mapping[str, Any], folder: Path, mark: _Mark) -> None:
@@ -235,7 +235,7 @@ def _training(config: Mapping[str, Any], folder: Path, mark: _Mark) -> None:
 def _personalisation(config: Mapping[str, Any], folder: Path, mark: _Mark) -> None:
     base = Aligner.load(folder / "run", folder / "cache", need_llm=False)
     mark("load")
-    said = setup.read_split(config).test[:14]
+    said = corpus.read_split(config).test[:14]
     how = recipe.of_sections({"method": user_stage.DEFAULT_METHOD})
     personalize.personalize(base, folder / "run", str(folder / "cache"), "user", said, how)
 
@@ -246,7 +246,7 @@ def _generation(config: Mapping[str, Any], folder: Path, mark: _Mark) -> None:
     prompt = prompts.Config(examples=())
     answers = decode.Config(max_new_tokens=NEW_TOKENS)
     transcriber = transcribe.Transcriber(aligner, prompt, answers, "nearest")
-    transcriber(setup.read_split(config).test[0].audio_path)
+    transcriber(corpus.read_split(config).test[0].audio_path)
 
 
 def _evaluation(config: Mapping[str, Any], folder: Path, mark: _Mark) -> None:

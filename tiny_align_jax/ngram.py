@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from tiny_align_jax.types import ConfigError
+from tiny_align_jax import checks
 
 END = 0  # row 0 of every vocabulary is the end of the text
 _START = -1
@@ -65,11 +65,16 @@ def build(texts: Sequence[Sequence[int]], num_rows: int, order: int = 3) -> Ngra
     Raises:
         ConfigError: no text, an order below 1, or a row outside the vocabulary.
     """
-    if order < 1 or not texts:
-        raise ConfigError(f"n-gram of order {order} over {len(texts)} texts; expected 1 or more")
+    problems = [] if order >= 1 else [f"order={order}; expected 1 or more"]
+    if not texts:
+        problems.append("no text to count; expected training transcripts")
     wrong = sorted({int(r) for text in texts for r in text if not 0 <= r < num_rows})
     if wrong:
-        raise ConfigError(f"rows {wrong[:5]} are outside the vocabulary of {num_rows} rows")
+        problems.append(
+            f"rows {wrong[:5]} are outside the vocabulary of {num_rows} rows; "
+            "expected texts that this vocabulary encoded"
+        )
+    checks.refuse("n-gram", problems)
     counts = _counts(texts, order)
     contexts: dict[_Context, tuple[np.ndarray, np.ndarray, float]] = {}
     unigram_V = np.full(num_rows, 1.0 / num_rows)

@@ -14,7 +14,7 @@ from tiny_align_jax.adapt import material, recipe, user
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data import splits
 from tiny_align_jax.datasets import jsonl
-from tiny_align_jax.train import setup
+from tiny_align_jax.train import corpus
 from tiny_align_jax.types import ConfigError, DataError, Utterance
 
 BEFORE, AFTER, CONTROL = "before", "after", "other speaker's"
@@ -107,7 +107,7 @@ def of_speaker(base: Aligner, speaker: str, fold: int, seed: int) -> Said:
     Raises:
         DataError: no such speaker, or one that it was trained on.
     """
-    split = setup.read_split(base.config)
+    split = corpus.read_split(base.config)
     parts = {"test": split.test, "validation": split.validation, "train": split.train}
     found = [role for role, part in parts.items() if any(u.speaker_id == speaker for u in part)]
     if not found or found == ["train"]:
@@ -155,8 +155,8 @@ def hear(aligner: Aligner, utterances: Sequence[Utterance]) -> tuple[list[Uttera
     """What an aligner, a user's or a base, hears; utterances that can be read, and their texts."""
     recordings = user.record(aligner, utterances)
     nothing = [np.zeros(1, np.int32)] * len(recordings.used)
-    corpus = material.frames_corpus(recordings.frames, nothing)
-    return list(recordings.used), list(aligner.hear(corpus.inputs, corpus.num_frames_N).texts)
+    said = material.frames_corpus(recordings.frames, nothing)
+    return list(recordings.used), list(aligner.hear(said.inputs, said.num_frames_N).texts)
 
 
 def to_json(result: personalize.Result, trial: Trial | None) -> dict[str, Any]:

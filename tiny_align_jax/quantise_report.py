@@ -36,7 +36,7 @@ from tiny_align_jax.benchmark_timing import machine, tree_bytes
 from tiny_align_jax.data import prompts, tokenizer, vocabulary
 from tiny_align_jax.quantize import config as quantize
 from tiny_align_jax.responder import Llm
-from tiny_align_jax.train import setup
+from tiny_align_jax.train import corpus, setup
 from tiny_align_jax.types import AudioError, ConfigError, PyTree
 from tiny_align_jax.weights import loading, quantised, shrunk
 
@@ -166,7 +166,7 @@ def _hear(aligner: Aligner, cache_dir: str, config: Config, progress: bool) -> H
     )
     utterances, frames, _, _ = evaluate.frames_of(aligner, cache_dir, chosen, progress=progress)
     texts, _ = evaluate.hear_all(aligner, frames, chosen, progress=progress)
-    train = [u.text for u in setup.read_split(aligner.config).train]
+    train = [u.text for u in corpus.read_split(aligner.config).train]
     drawn = np.random.default_rng(config.seed).permutation(len(train))[:_CONTEXT_LINES]
     context = tuple(vocabulary.spoken_form(train[i]) for i in drawn)
     return Heard(utterances, frames, texts, train, context)

@@ -22,7 +22,7 @@ from tiny_align_jax.candidates import Candidate, choose, ranked
 from tiny_align_jax.data import batching
 from tiny_align_jax.data.vocabulary import spoken_form
 from tiny_align_jax.reading_config import Config
-from tiny_align_jax.train import setup
+from tiny_align_jax.train import corpus
 from tiny_align_jax.types import Array, ConfigError, DataError, Frozen, PyTree
 
 _MEASURED = 16  # utterances that the cost is measured on
@@ -225,7 +225,7 @@ def draw_context(texts: Sequence[str], count: int, seed: int) -> list[str]:
 
 def transcripts(aligner: Aligner) -> list[str]:
     """The transcripts that the aligner was trained on, from its corpus."""
-    return [u.text for u in setup.read_split(aligner.config).train]
+    return [u.text for u in corpus.read_split(aligner.config).train]
 
 
 def load(aligner: Aligner, cache_dir: str | os.PathLike, config: Config) -> Reader | None:

@@ -22,7 +22,7 @@ from absl import logging
 from tiny_align_jax import evaluate, scoring
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data import distortion
-from tiny_align_jax.train import setup
+from tiny_align_jax.train import corpus, setup
 from tiny_align_jax.types import ConfigError, DataError, Utterance
 
 CLEAN = "clean"
@@ -108,11 +108,11 @@ def measure(
     scoring_config = scoring_config or scoring.Config()
     evaluation = evaluate.Config(split=split, limit=config.limit, seed=config.seed, use_llm=False)
     utterances, partial = evaluate.choose(aligner.config, evaluation)
-    voices = setup.read_split(aligner.config).train
+    voices = corpus.read_split(aligner.config).train
     rows: dict[str, Any] = {}
     for name, distorted in conditions(config, utterances, voices).items():
         with _folder(features_dir) as folder:
-            cache, report, _ = setup.features(
+            cache, report, _ = corpus.features(
                 aligner.config, os.fspath(cache_dir), distorted, progress, features_dir=folder
             )
             kept = [u for u in distorted if u.utterance_id in report.keys]

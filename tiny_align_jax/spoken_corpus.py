@@ -274,30 +274,15 @@ def _waveforms(block: Sequence[Line]) -> Iterator[tuple[Line, np.ndarray]]:
 def _write_opus(path: pathlib.Path, waveform_S: np.ndarray, bitrate_kbps: float) -> None:
     loudest, softest = _OPUS_RANGE_BPS
     level = (loudest - bitrate_kbps * 1000) / (loudest - softest)
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
+    with synthesize.whole_file(path) as part:
         soundfile.write(
-            temporary,
-            waveform_S,
-            SAMPLE_RATE_HZ,
-            format="OGG",
-            subtype="OPUS",
-            compression_level=level,
+            part, waveform_S, SAMPLE_RATE_HZ, format="OGG", subtype="OPUS", compression_level=level
         )
-        os.replace(temporary, path)
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise CacheError(
-            f"cannot write {path}: {error}. What was spoken before is kept: free some space, then run "
-            "the same command again."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _write_text(path: pathlib.Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    with synthesize.whole_file(path) as part:
+        part.write_text(text, encoding="utf-8")
 
 
 def _rows_of(stem: pathlib.Path) -> pathlib.Path:

@@ -25,7 +25,7 @@ from tiny_align_jax.data import prompts
 from tiny_align_jax.data.vocabulary import spoken_form
 from tiny_align_jax.datasets import jsonl
 from tiny_align_jax.metrics import _bootstrap, _normalizers, rouge, wer
-from tiny_align_jax.train import setup
+from tiny_align_jax.train import corpus, setup
 from tiny_align_jax.types import ConfigError, DataError, Utterance
 
 LIST_FILE = "spoken_requests.tsv"
@@ -236,7 +236,7 @@ def ask(
     """
     config = config or Config()
     match(utterances)
-    cache, report, _ = setup.features(aligner.config, cache_dir, utterances, progress)
+    cache, report, _ = corpus.features(aligner.config, cache_dir, utterances, progress)
     usable = [u for u in utterances if u.utterance_id in report.keys]
     if not usable:
         raise DataError("no recording of a request is usable; all were skipped by name")

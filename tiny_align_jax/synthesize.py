@@ -6,6 +6,7 @@ faster speech. Rendering goes block by block; a block's random numbers are seede
 same request gives the same samples on the same machine however often it is interrupted.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import importlib.util
@@ -323,7 +324,8 @@ def _render_block(
     stop: threading.Event,
 ) -> None:
     for line, waveform_S in waveforms(block, engine):
-        _write(paths[line.utterance_id], waveform_S)
+        with whole_file(paths[line.utterance_id]) as part:
+            soundfile.write(part, waveform_S, SAMPLE_RATE_HZ, format="FLAC")
         bar.update()
         if stop.is_set():
             return
@@ -351,17 +353,22 @@ def _finish(samples: np.ndarray, rate_hz: float, gain_db: float) -> np.ndarray:
     return np.pad(waveform_S, round(_EDGE_S * SAMPLE_RATE_HZ))
 
 
-def _write(path: pathlib.Path, waveform_S: np.ndarray) -> None:
-    """Writes FLAC so that the file appears whole or not at all."""
+@contextlib.contextmanager
+def whole_file(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """A temporary path to write to, which becomes `path` after the block: whole, or not at all.
+
+    Raises:
+        CacheError: disk full or folder not writable; what was spoken before is kept.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(temporary, waveform_S, SAMPLE_RATE_HZ, format="FLAC")
+        yield temporary
         os.replace(temporary, path)
     except (OSError, soundfile.LibsndfileError) as error:
         raise CacheError(
-            f"cannot write {path}: {error}. What was spoken before is kept: free some space or set "
-            "another cache_dir, then run the same command again."
+            f"cannot write {path}: {error}. What was spoken before is kept: free some space or name "
+            "another folder (a dataset's cache_dir), then run the same command again."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -43,7 +43,7 @@ def test_a_word_list_is_boosted_without_any_text():
 
 
 def test_settings_that_cannot_work_are_refused():
-    with pytest.raises(ConfigError, match=r"word_prior\.cache=-1"):
+    with pytest.raises(ConfigError, match=r"^word_prior: cache=-1; expected 0 or more$"):
         word_prior.Config(cache=-1)
     with pytest.raises(ConfigError, match=r"background=1"):
         word_prior.Config(background=1)

@@ -165,13 +165,13 @@ def test_an_interrupted_rendering_ends_in_the_same_samples(engine, config, tmp_p
     whole = synthetic.read(dataclasses.replace(config, cache_dir=str(tmp_path / "whole")), "train")
     spoken = []
 
-    def interrupted(path, waveform_S, write=synthesize._write):
+    def interrupted(path, whole_file=synthesize.whole_file):
         spoken.append(path)
         if len(spoken) == 68:
             raise KeyboardInterrupt
-        write(path, waveform_S)
+        return whole_file(path)
 
-    monkeypatch.setattr(synthesize, "_write", interrupted)
+    monkeypatch.setattr(synthesize, "whole_file", interrupted)
     with pytest.raises(KeyboardInterrupt):
         synthetic.read(config, "train")
     monkeypatch.undo()

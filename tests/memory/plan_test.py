@@ -15,7 +15,7 @@ from tiny_align_jax.memory import plan, stages
 from tiny_align_jax.memory.budget import Config, Part, Stage
 from tiny_align_jax.memory.kinds import STAGES, with_work
 from tiny_align_jax.quantize import config as quantize
-from tiny_align_jax.train import setup
+from tiny_align_jax.train import corpus, setup
 from tiny_align_jax.types import BudgetError, ConfigError
 from tiny_align_jax.weights import assets, loading
 
@@ -210,7 +210,7 @@ def test_a_smaller_llm_is_planned_as_it_will_be(config_and_cache):
     config = {**config, "llm": {**config["llm"], "shrink": shrunk}}
     assumed = plan.make(config, cache_dir, CPU)
     read = plan.read_corpus(assumed, cache_dir)
-    folder, choice = setup.resolve_llm(config, cache_dir, setup.read_split(config))
+    folder, choice = setup.resolve_llm(config, cache_dir, corpus.read_split(config))
     assert stages.tree_bytes(read.shapes.llm_params) == stages.tree_bytes(
         loading.held_shapes(folder, "llms", read.shapes.llm.dtype)
     )

@@ -12,7 +12,7 @@ import soundfile
 from tests.train import tiny, world
 from tiny_align_jax.data import batching, splits
 from tiny_align_jax.projectors import _layers
-from tiny_align_jax.train import checkpoint, init_from, mixture, setup
+from tiny_align_jax.train import checkpoint, corpus, init_from, mixture, setup
 from tiny_align_jax.types import CheckpointError, ConfigError, DataError, Utterance
 
 
@@ -139,7 +139,7 @@ def test_a_config_mixes_corpora_variants_and_words(prepared):
     assert sum(i.endswith("+gain:-6") for i in ids) == 16
     (real, real_share), (more, share) = made.run.examples.corpora
     assert (real_share, share) == (0.5, 0.5) and len(real) == 32 and len(more) == 6
-    texts = setup.vocabulary_texts(config, made.split)
+    texts = corpus.vocabulary_texts(config, made.split)
     assert texts[-1] == "call me dear" and len(texts) == len(made.split.train) + 1
 
 
@@ -178,7 +178,7 @@ def test_a_text_file_that_is_not_there(prepared):
     made, config, _, _, _ = prepared
     broken = config | {"vocabulary": config["vocabulary"] | {"texts": "none.txt"}}
     with pytest.raises(DataError, match=r"vocabulary\.texts='none\.txt'"):
-        setup.vocabulary_texts(broken, made.split)
+        corpus.vocabulary_texts(broken, made.split)
 
 
 def test_the_layer_mix_is_a_mean_of_normalised_layers():

@@ -14,7 +14,7 @@ import torch
 from third_party.torch_baseline.objectives import Batch
 from tiny_align_jax import registry
 from tiny_align_jax.data import augment, batching, prompts, splits, tokenizer, vocabulary
-from tiny_align_jax.train import loop, optimizer, setup, through_llm
+from tiny_align_jax.train import corpus, loop, optimizer, setup, through_llm
 from tiny_align_jax.types import ConfigError
 from tiny_align_jax.weights import loading
 
@@ -62,14 +62,14 @@ def load(config: Mapping[str, Any], cache_dir: str, progress: bool = True) -> Da
     refuse_unknown(config)
     objective, objective_config = registry.from_section("objectives", config["objective"])
     projector, projector_config = registry.from_section("projectors", config["projector"])
-    split = setup.read_split(config)
+    split = corpus.read_split(config)
     splits.refuse_leaks(split, config["split"]["shared_speakers"])
     folder, choice = setup.resolve_llm(config, cache_dir, split)
     words = tokenizer.load(folder.path)
     kind = config["vocabulary"]["kind"]
     rows = vocabulary.build(
         kind,
-        setup.vocabulary_texts(config, split),
+        corpus.vocabulary_texts(config, split),
         words.token_strings(),
         words.eos_id,
         through_llm.vocabulary_tokenizer(objective, kind, words),
@@ -77,19 +77,19 @@ def load(config: Mapping[str, Any], cache_dir: str, progress: bool = True) -> Da
     )
     table_VD = np.asarray(loading.embedding_rows(folder, rows.row_ids), np.float32)
     wanted = [*split.train, *split.validation]
-    cache, report, encoder_card = setup.features(config, cache_dir, wanted, progress)
+    cache, report, encoder_card = corpus.features(config, cache_dir, wanted, progress)
 
     def can_emit(num_frames: int, target: np.ndarray) -> bool:
         repeats = int(np.sum(target[1:] == target[:-1]))
         needed = objective.min_audio_tokens(objective_config, len(target), repeats)
         return projector.num_audio_tokens(projector_config, num_frames) >= needed
 
-    train, _ = setup.examples("training", split.train, cache, report, rows, can_emit)
+    train, _ = corpus.examples("training", split.train, cache, report, rows, can_emit)
     validation = None
     if split.validation:
-        validation, _ = setup.examples(
+        validation, _ = corpus.examples(
             "validation",
-            setup.drawn(split.validation, config["train"].get("validate_limit", 0)),
+            corpus.drawn(split.validation, config["train"].get("validate_limit", 0)),
             cache,
             report,
             rows,

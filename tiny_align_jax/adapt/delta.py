@@ -17,7 +17,7 @@ import re
 import jax
 import jax.numpy as jnp
 
-from tiny_align_jax import aligner
+from tiny_align_jax import aligner, checks
 from tiny_align_jax.train.partition import leaf_names, path_name
 from tiny_align_jax.types import Array, ConfigError, PyTree
 
@@ -45,10 +45,8 @@ class Method:
     frames: str = "none"
 
     def __post_init__(self):
-        if self.frames not in FRAMES:
-            raise ConfigError(f"frames={self.frames!r}; expected one of {', '.join(FRAMES)}")
-        if self.rank < 1:
-            raise ConfigError(f"rank={self.rank}; expected 1 or more")
+        problems = checks.unlisted(self, frames=FRAMES)
+        checks.refuse("method", [*problems, *checks.below(self, 1, "rank")])
 
     @property
     def trains(self) -> bool:

@@ -18,7 +18,7 @@ from tiny_align_jax.adapt import material, user, word_prior
 from tiny_align_jax.adapt.fit import Corpus
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data.vocabulary import Vocabulary
-from tiny_align_jax.train import setup
+from tiny_align_jax.train import corpus
 from tiny_align_jax.types import AssetError, DataError, TinyAlignError, Utterance
 from tiny_align_jax.weights import safetensors
 
@@ -93,14 +93,14 @@ def of_corpus(base: Aligner, cache_dir: str, count: int, seed: int = 0) -> Repla
     Raises:
         TinyAlignError: the corpus is not there.
     """
-    train = setup.read_split(base.config).train
+    train = corpus.read_split(base.config).train
     frames, used = cached_frames(base, cache_dir, _draw(train, count, seed))
     targets = [base.vocabulary.encode(u.text) for u in used]
     return Replay(frames, targets, topics(base.vocabulary, train))
 
 
 def _of_audio(base: Aligner, count: int, seed: int = 0) -> Replay:
-    train = setup.read_split(base.config).train
+    train = corpus.read_split(base.config).train
     recordings = user.read(base, _draw(train, count, seed))
     targets = [base.vocabulary.encode(u.text) for u in recordings.used]
     audio = recordings.corpus(base, targets)
@@ -128,7 +128,7 @@ def cached_frames(
     Raises:
         DataError: none has.
     """
-    cache, report, _ = setup.features(base.config, cache_dir, utterances, progress)
+    cache, report, _ = corpus.features(base.config, cache_dir, utterances, progress)
     used = [u for u in utterances if u.utterance_id in report.keys]
     if not used:
         raise DataError(f"none of {len(utterances)} utterance(s) has frames: {report.skipped}")

@@ -19,7 +19,7 @@ from tiny_align_jax.adapt import fit, material, replay, study, user
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data.vocabulary import spoken_form
 from tiny_align_jax.reading import draw_context
-from tiny_align_jax.train import setup
+from tiny_align_jax.train import checkpoint, corpus
 
 FILE = "study.json"
 CONTROL = 7  # the control learns from the user so many places further on
@@ -98,9 +98,8 @@ class Notes:
 
     def _save(self, name: str, value: Any) -> None:
         self.entries["seconds"] = round(time.monotonic() - self._began_s, 1)
-        part = self._path.with_suffix(".part")
-        part.write_text(json.dumps(self._all, indent=1, default=float) + "\n")
-        os.replace(part, self._path)
+        text = json.dumps(self._all, indent=1, default=float) + "\n"
+        checkpoint.write_text(self._path, text)
         shown = json.dumps(value, default=float)[:300]
         logging.info("%s: %s (%.0f s)", name, shown, self.entries["seconds"])
 
@@ -132,7 +131,7 @@ def prepare(
     base: Aligner, cache_dir: str, role: str, config: Config, sizes: fit.Config, with_audio: bool
 ) -> Ground:
     """Loads users of a role of the base's split, and what is replayed."""
-    split = setup.read_split(base.config)
+    split = corpus.read_split(base.config)
     users = getattr(split, role)
     names = sorted({u.speaker_id for u in users})[: config.max_users or None]
     users = [u for u in users if u.speaker_id in names]

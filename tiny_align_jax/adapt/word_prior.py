@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from tiny_align_jax.types import ConfigError
+from tiny_align_jax import checks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +38,10 @@ class Config:
     list_boost: float = 1.0
 
     def __post_init__(self):
-        for name in ("weight", "smoothing", "concentration", "cache"):
-            if getattr(self, name) < 0:
-                raise ConfigError(f"word_prior.{name}={getattr(self, name)}; expected 0 or more")
+        problems = checks.below(self, 0, "weight", "smoothing", "concentration", "cache")
         if not 0 < self.background < 1:
-            raise ConfigError(f"word_prior.background={self.background}; expected between 0 and 1")
+            problems.append(f"background={self.background}; expected 0 < x < 1")
+        checks.refuse("word_prior", problems)
 
 
 def topic_counts(texts_by_speaker: Sequence[Sequence[np.ndarray]], num_rows: int) -> np.ndarray:

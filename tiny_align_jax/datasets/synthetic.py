@@ -8,7 +8,6 @@ validation occurs in training. Texts and speakers are the same for the same conf
 import dataclasses
 import hashlib
 import json
-import os
 import pathlib
 
 import filelock
@@ -126,7 +125,6 @@ def _make(
             | {"id": line.utterance_id, "split": split}
             for line, path in zip(lines, paths, strict=True)
         ]
-        temporary = folder / f".{MANIFEST}.tmp"
-        temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-        os.replace(temporary, folder / MANIFEST)
+        with synthesize.whole_file(folder / MANIFEST) as part:
+            part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
     logging.info("synthetic %s: %d utterances in %s", split, len(lines), folder)

@@ -20,7 +20,7 @@ from tiny_align_jax.memory.budget import Config, Stage
 from tiny_align_jax.memory.kinds import STAGES, with_work
 from tiny_align_jax.memory.shapes import Model, Shapes, Work
 from tiny_align_jax.quantize import config as quantize
-from tiny_align_jax.train import setup, through_llm
+from tiny_align_jax.train import corpus, through_llm
 from tiny_align_jax.types import SAMPLE_RATE_HZ, ConfigError
 from tiny_align_jax.weights import assets, loading, shrunk
 
@@ -147,7 +147,7 @@ def read_corpus(plan: Plan, cache_dir: str) -> Plan:
         TinyAlignError: of the corpus, or no tokenizer.
     """
     config = plan.shapes.config
-    split = setup.read_split(config)
+    split = corpus.read_split(config)
     folder, texts = assets.resolve(config["llm"]["asset"], cache_dir), [u.text for u in split.train]
     words, how = tokenizer.load(folder.path), registry.make_config(prompts, config["prompt"])
     smaller, llm = registry.make_config(shrink, config["llm"].get("shrink", {})), plan.shapes.llm

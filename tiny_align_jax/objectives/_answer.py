@@ -1,4 +1,7 @@
-"""The frozen LLM reading a prompt and being held to an answer: what end-to-end objectives share."""
+"""The frozen LLM reading a prompt and being held to an answer: what end-to-end objectives share.
+
+`init`, `prepare`, `read` and `min_audio_tokens` are those of the plug-in contract.
+"""
 
 import dataclasses
 from types import ModuleType
@@ -7,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tiny_align_jax import lora
+from tiny_align_jax import checks, lora
 from tiny_align_jax.objectives import embedlink
 from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree, Reading
 
@@ -15,16 +18,35 @@ Llm = tuple[ModuleType, Any]  # module of the LLM's family and its Config
 END_ROW = 0  # row 0 of the table ends the answer
 
 
-def check_rank(name: str, rank: int) -> list[str]:
-    """What is wrong with a rank of LoRA, in words."""
-    return [] if rank >= 0 else [f"{name}={rank}; expected 0 (no adapters) or more"]
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """How the LLM is run in training: keys of every objective that trains through it.
+
+    Attributes:
+        llm_dtype: its compute dtype, 'bfloat16' or 'float32'.
+        remat: recompute each layer's activations in the backward pass: memory of one layer instead
+            of all, for about a third more time.
+        lora_rank: rank of adapters that train in the LLM's attention, 0 for none; for a second stage,
+            when the projector can already be read (see `lora`).
+    """
+
+    llm_dtype: str = "bfloat16"
+    remat: bool = True
+    lora_rank: int = 0
 
 
-def init_adapters(rank: int, key: Array, frozen: Frozen) -> PyTree:
+def wrong_llm(config: Config) -> list[str]:
+    """What is wrong with these keys."""
+    rank = config.lora_rank
+    problems = [] if rank >= 0 else [f"lora_rank={rank}; expected 0 (no adapters) or more"]
+    return [*problems, *checks.unlisted(config, llm_dtype=("float32", "bfloat16"))]
+
+
+def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
     """{'lora': adapters of the LLM's attention}; {} at rank 0, or where no LLM is loaded."""
-    if not rank or frozen.llm is None:
+    if not config.lora_rank or frozen.llm is None:
         return {}
-    return {"lora": lora.init(key, frozen.llm, rank)}
+    return {"lora": lora.init(key, frozen.llm, config.lora_rank)}
 
 
 def adapted(params: PyTree, frozen: Frozen) -> Frozen:
@@ -38,7 +60,16 @@ def adapted(params: PyTree, frozen: Frozen) -> Frozen:
     return dataclasses.replace(frozen, llm=adapted_llm, constants=None)
 
 
-def prepare(llm: Llm | None, frozen: Frozen, dtype: Any) -> dict[str, PyTree]:
+def prepare(config: Config, frozen: Frozen, llm: Llm | None = None) -> dict[str, PyTree]:
+    """What the LLM makes of the prompt before the audio.
+
+    Raises:
+        ConfigError: no LLM was loaded.
+    """
+    return _prompt(llm, frozen, jnp.dtype(config.llm_dtype))
+
+
+def _prompt(llm: Llm | None, frozen: Frozen, dtype: Any) -> dict[str, PyTree]:
     """Keys and values of the prompt before the audio, one row: without adapters no step changes them.
 
     They are 24 of the 112 tokens that a step of the benchmark would read in every row.
@@ -91,8 +122,8 @@ def answer_logits(
     Raises:
         ConfigError: no LLM was loaded, or the prompt has nothing after the audio.
     """
-    constants = prepare(llm, frozen, dtype) if frozen.constants is None else frozen.constants
-    assert llm is not None and frozen.prefix_ids_P is not None  # or `prepare` would have refused
+    constants = _prompt(llm, frozen, dtype) if frozen.constants is None else frozen.constants
+    assert llm is not None and frozen.prefix_ids_P is not None  # or `_prompt` would have refused
     module, config = llm
     suffix_ids = jnp.asarray(frozen.suffix_ids_P)
     if not suffix_ids.size:
@@ -115,7 +146,8 @@ def answer_logits(
     positions_BN = jnp.maximum(jnp.cumsum(mask_BN, axis=1) - 1, 0) + len(frozen.prefix_ids_P)
     first = heard_BHD.shape[1] + suffix.shape[1] - 1
     at_BL = jnp.broadcast_to(first + jnp.arange(length + 1), (rows, length + 1))
-    model = module.LLM(config, dtype, remat, unroll=_on_gpu() and not remat)
+    unroll = jax.default_backend() == "gpu" and not remat
+    model = module.LLM(config, dtype, remat, unroll=unroll)
     behind = {"prefix": constants["prefix"], "logits_at": at_BL}
     logits, _ = model.apply({"params": frozen.llm}, embeddings_BND, positions_BN, mask_BN, **behind)
     return logits
@@ -151,7 +183,9 @@ def accuracy(logits_BLV: Array, labels_BL: Array, valid_BL: Array, batch: Batch)
     return hits.sum() / jnp.maximum(counted.sum(), 1)
 
 
-def nearest_rows(audio_BAD: Array, audio_mask_BA: Array, frozen: Frozen) -> Reading:
+def read(
+    config: Config, params: PyTree, audio_BAD: Array, audio_mask_BA: Array, frozen: Frozen
+) -> Reading:
     """Nearest row at each audio token without repeats: a look inside, not how these objectives read.
 
     Nothing pulls audio tokens to rows of the table here; what counts is the LLM's answer to the raw
@@ -160,5 +194,6 @@ def nearest_rows(audio_BAD: Array, audio_mask_BA: Array, frozen: Frozen) -> Read
     return embedlink.read(embedlink.Config(cast="stretch"), {}, audio_BAD, audio_mask_BA, frozen)
 
 
-def _on_gpu() -> bool:
-    return jax.default_backend() == "gpu"
+def min_audio_tokens(config: Config, num_targets: int, num_repeats: int) -> int:
+    """The LLM reads any number of tokens."""
+    return 1

@@ -15,47 +15,34 @@ import jax.numpy as jnp
 
 from tiny_align_jax import checks
 from tiny_align_jax.objectives import _answer
-from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree, Reading
+from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree
 
 NEEDS = ("llm",)
 
+# What is not the loss is the same for all objectives through the LLM.
+init = _answer.init
+prepare = _answer.prepare
+read = _answer.read
+min_audio_tokens = _answer.min_audio_tokens
+
 
 @dataclasses.dataclass(frozen=True)
-class Config:
-    """Switches of the objective.
+class Config(_answer.Config):
+    """Switches of the objective, beside those of `_answer.Config`; the teacher has no adapters.
 
     Attributes:
         temperature: both distributions are softened by it; the loss is scaled by its square.
         label_weight: weight of the cross-entropy with the transcript, beside the divergence.
-        llm_dtype: compute dtype of the LLM, 'bfloat16' or 'float32'.
-        remat: recompute each layer's activations in the backward pass.
-        lora_rank: rank of adapters that train in the student's attention, 0 for none; the teacher has
-            none (see `lora`).
     """
 
     temperature: float = 2.0
     label_weight: float = 0.0
-    llm_dtype: str = "bfloat16"
-    remat: bool = True
-    lora_rank: int = 0
 
     def __post_init__(self):
-        problems = _answer.check_rank("lora_rank", self.lora_rank)
+        problems = checks.below(self, 0, "label_weight")
         if self.temperature <= 0:
-            problems.append(f"temperature={self.temperature}; expected a positive number")
-        problems += checks.below(self, 0, "label_weight")
-        problems += checks.unlisted(self, llm_dtype=("float32", "bfloat16"))
-        checks.refuse("distill", problems)
-
-
-def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
-    """Adapters of the LLM's attention, if asked for."""
-    return _answer.init_adapters(config.lora_rank, key, frozen)
-
-
-def prepare(config: Config, frozen: Frozen, llm: _answer.Llm | None = None) -> dict[str, PyTree]:
-    """What the LLM makes of the prompt before the audio, see `_answer.prepare`."""
-    return _answer.prepare(llm, frozen, jnp.dtype(config.llm_dtype))
+            problems.insert(0, f"temperature={self.temperature}; expected a positive number")
+        checks.refuse("distill", [*problems, *_answer.wrong_llm(self)])
 
 
 def loss(
@@ -86,22 +73,6 @@ def loss(
         "teacher_accuracy": _answer.accuracy(teacher, labels, valid, batch),
     }
     return divergence_B + config.label_weight * labels_B, metrics
-
-
-def read(
-    config: Config,
-    params: PyTree,
-    audio_BAD: Array,
-    audio_mask_BA: Array,
-    frozen: Frozen,
-) -> Reading:
-    """Nearest rows, see `_answer.nearest_rows`; the result is the LLM's answer to the raw tokens."""
-    return _answer.nearest_rows(audio_BAD, audio_mask_BA, frozen)
-
-
-def min_audio_tokens(config: Config, num_targets: int, num_repeats: int) -> int:
-    """The LLM reads any number of tokens."""
-    return 1
 
 
 def _divergence(config: Config, teacher_BLV: Array, student_BLV: Array) -> Array:

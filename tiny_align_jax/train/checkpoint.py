@@ -157,8 +157,13 @@ def export(
 
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees the old file or the whole new one."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes text so that a reader sees the old file or the whole new one."""
     part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(value, indent=1, sort_keys=False) + "\n")
+    part.write_text(text, encoding="utf-8")
     os.replace(part, path)
 
 

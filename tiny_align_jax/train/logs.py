@@ -9,6 +9,8 @@ from typing import Any
 
 import tqdm
 
+from tiny_align_jax.train import checkpoint
+
 LOG_FILE = "train.jsonl"
 
 
@@ -85,6 +87,4 @@ def _drop_lines_to_come(path: Path, first_step: int, num_steps: int) -> None:
         repeated = first_step >= num_steps and any(k.startswith("validation/") for k in line)
         if line["step"] < first_step or (0 < line["step"] == first_step and not repeated):
             kept.append(text + "\n")
-    part = path.with_name(path.name + ".part")
-    part.write_text("".join(kept))
-    os.replace(part, path)
+    checkpoint.write_text(path, "".join(kept))

@@ -76,8 +76,8 @@ class Layout:
 
 
 def layout(trainable: PyTree, dtype: Any) -> Layout | None:
-    """The layout of a run's parameters; None on a CPU, where every slice would be copied."""
-    return Layout(trainable, dtype) if _on_gpu() else None
+    """The layout of a run's parameters on a GPU; else None: a CPU would copy every slice."""
+    return Layout(trainable, dtype) if jax.default_backend() == "gpu" else None
 
 
 def _change(state: Any, tree: Any, change: Any) -> Any:
@@ -95,7 +95,3 @@ def _change(state: Any, tree: Any, change: Any) -> Any:
         opt_state=changed(state.opt_state),
         average=changed(state.average),
     )
-
-
-def _on_gpu() -> bool:
-    return jax.default_backend() == "gpu"
