@@ -1,7 +1,8 @@
 """The published tables that need a GPU, as jobs of `experiments.reproduce_all`: command, memory, cores, order.
 
-Memory is what the processes of a job peaked at on an H100 or an H200, which tries more of a convolution's kernels, with
-some room; a sweep divides it among its processes. What stands first is started first. Not here: memory proofs, spoken requests, Whisper's own decoder.
+Memory is what the processes of a job peaked at on an H100 or an H200 (which tries larger kernels for convolutions),
+with some room; a sweep divides it among its processes. What stands first is started first. Not here: memory
+proofs, spoken requests, Whisper's own decoder.
 """
 
 from tiny_align_jax.jobs import Job

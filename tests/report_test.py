@@ -136,6 +136,9 @@ def test_a_run_that_was_stopped_races_as_far_as_it_got(tmp_path):
     drawn = {line.get_label(): line for line in figure.axes[0].lines}
     assert list(drawn["stopped (stopped)"].get_xdata()) == pytest.approx([7.0, 14.0, 28.0])
     report_plots.plt.close(figure)
+    grey = report_plots.against_seconds(rows, "wer", {})  # one of too many rows to be named
+    assert not any("stopped" in line.get_label() for line in grey.axes[0].lines)
+    report_plots.plt.close(grey)
 
 
 def test_other_utterances_are_not_compared(sweep_folder):

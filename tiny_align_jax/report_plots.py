@@ -31,7 +31,7 @@ def write(rows: Sequence[Row], folder: Path, metric: str = "wer") -> dict[str, P
         "Learning curves": (learning_curves, [r for r in rows if r.entries]),
         "Quality against training seconds": (
             against_seconds,
-            [r for r in rows if (r in scored and r.train_s) or _was_stopped(r, metric)],
+            [r for r in rows if (metric in r.scores and r.train_s) or _was_stopped(r, metric)],
         ),
         "Quality against parameters": (against_parameters, [r for r in scored if r.params]),
     }
@@ -105,11 +105,11 @@ def against_seconds(rows: Sequence[Row], metric: str, styles: dict[str, int]):
     """
     figure, axis = plt.subplots(figsize=(8, 4.6))
     for row in rows:
+        stopped, name = not row.entries, _label(styles, row)
         _, seconds, scores = report.curve(report.as_far_as_it_got(row), metric)
-        stopped = _was_stopped(row, metric)
         if len(seconds) > 1:
-            label = f"{_label(styles, row)} (stopped)" if stopped else None
             style = "--" if stopped else "-"
+            label = f"{name} (stopped)" if stopped and name else None
             axis.plot(
                 seconds, scores, style, lw=1, alpha=0.7, color=_color(styles, row), label=label
             )

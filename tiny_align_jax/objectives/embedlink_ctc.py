@@ -54,7 +54,7 @@ def init(config: Config, key: Array, frozen: Frozen) -> PyTree:
 
 def prepare(config: Config, frozen: Frozen) -> dict[str, Any]:
     """What every step needs of the table: its mean row and its rows at unit length, in logits_dtype."""
-    mean_D, unit_VD = _mean_and_unit_rows(config, dataclasses.replace(frozen, constants=None))
+    mean_D, unit_VD = _mean_and_unit_rows(config, frozen)
     return {"mean_D": mean_D, "unit_VD": ctc.tables(unit_VD, config.logits_dtype)}
 
 
@@ -123,7 +123,11 @@ def log_probs(config: Config, params: PyTree, audio_BAD: Array, frozen: Frozen) 
 
     `params['row_bias']` [V], where a user has one, is added to the rows' logits: a prior over words.
     """
-    mean_D, table = _mean_and_unit_rows(config, frozen)
+    if frozen.constants is not None and config.logits_dtype == "float32":
+        # While it is trained, and exact: no second table.
+        mean_D, table = frozen.constants["mean_D"], frozen.constants["unit_VD"]
+    else:
+        mean_D, table = _mean_and_unit_rows(config, frozen)
     audio = _normalize(audio_BAD - mean_D)
     scale = _scale(params)
     rows = scale * jnp.einsum("bad,vd->bav", audio, table) + params.get("row_bias", 0.0)
@@ -137,9 +141,7 @@ def min_audio_tokens(config: Config, num_targets: int, num_repeats: int) -> int:
 
 
 def _mean_and_unit_rows(config: Config, frozen: Frozen) -> tuple[Array, Array]:
-    """The mean row and all rows at unit length; those of `prepare` where they are exact: no second table."""
-    if frozen.constants is not None and config.logits_dtype == "float32":
-        return frozen.constants["mean_D"], frozen.constants["unit_VD"]
+    """What cosines are measured from, and all rows at unit length."""
     mean_D = _mean(config, frozen)
     return mean_D, _normalize(jnp.asarray(frozen.table_VD) - mean_D)
 
