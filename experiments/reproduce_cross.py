@@ -113,11 +113,13 @@ def _stages(folder):
 def _start_of_stages(full):
     """The first run with the recipe's projector on the recipe's frames."""
     from configs.ablations import stages
+    from tiny_align_jax import registry
     from tiny_align_jax.train import checkpoint
     from tiny_align_jax.types import ConfigError
 
     def parts(config):
         keys = ("projector", "objective.name", "encoder.asset", "encoder.layers")
+        config = registry.without_unread(config)
         return [functools.reduce(lambda part, k: part[k], key.split("."), config) for key in keys]
 
     wanted = parts(json.loads(stages.get_config().to_json_best_effort()))

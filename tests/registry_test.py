@@ -80,6 +80,15 @@ def test_lists_become_tuples_however_deep():
     assert hash(config)
 
 
+def test_what_no_section_reads_can_be_left_out():
+    mlp = {"name": "mlp", "mlp": {"stack": 5}}
+    mixture = {"share": 0.5, "dataset": {"name": "jsonl", "jsonl": {}, "synthetic": {"voice": ""}}}
+    config = {"seed": 1, "projector": mlp | {"linear": {"no": "matter"}}, "mixture": mixture}
+    kept = {"seed": 1, "projector": mlp, "mixture": {"share": 0.5, "dataset": {"name": "jsonl", "jsonl": {}}}}  # fmt: skip
+    assert registry.without_unread(config) == kept
+    assert registry.without_unread(kept) == kept
+
+
 def test_sections():
     module, config = registry.from_section("projectors", {"name": "linear"})
     assert config == module.Config()

@@ -63,7 +63,8 @@ def test_the_last_axis_varies_fastest_and_seeds_share_a_row():
         5,
     )
     assert last["projector"]["mlp"]["hidden_dim"] == 2048  # the plug-in's defaults came along
-    assert "mlp" not in BASE["projector"] and BASE["seed"] == 0
+    assert set(last["projector"]) == {"name", "mlp"}, "what is not read is left out"
+    assert (BASE["projector"]["name"], BASE["seed"]) == ("bridgeformer", 0)
 
 
 def test_every_unknown_key_is_named_at_once():

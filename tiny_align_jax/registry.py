@@ -89,6 +89,16 @@ def from_section(family: str, section: Mapping[str, Any]) -> tuple[ModuleType, A
     return module, make_config(module, section.get(name) or {})
 
 
+def without_unread(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what `from_section` does not read: sub-sections of plug-ins that are not named."""
+    kept = {}
+    for key, value in config.items():
+        is_read = not isinstance(value, Mapping) or "name" not in config or key == config["name"]
+        if is_read:
+            kept[key] = without_unread(value) if isinstance(value, Mapping) else value
+    return kept
+
+
 def _hashable(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(_hashable(v) for v in value)

@@ -100,7 +100,7 @@ def expand(
         labels = {axis: label_of(value) for axis, value in by_axis.items()}
         try:
             overrides = _join(by_axis)
-            made = apply(config, overrides)
+            made = registry.without_unread(apply(config, overrides))
         except ConfigError as error:
             problems.append(str(error))
             continue

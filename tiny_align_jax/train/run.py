@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 from absl import logging
 
+from tiny_align_jax import registry
 from tiny_align_jax.data import batching
 from tiny_align_jax.train import checkpoint, lanes, loop, setup
 from tiny_align_jax.types import CheckpointError, TinyAlignError
@@ -187,7 +188,10 @@ def _peak_device_mb() -> float | None:
 
 def _require_same_config(folder: Path, config: Mapping[str, Any]) -> None:
     """Refuses to go on from checkpoints that another config made; where it runs does not matter."""
-    there, here = _read_json(folder / CONFIG_FILE), json.loads(json.dumps(config))
+    there, here = (
+        registry.without_unread(c)
+        for c in (_read_json(folder / CONFIG_FILE), json.loads(json.dumps(config)))
+    )
     differences = _differences(there | {"device": {}}, here | {"device": {}})
     if differences:
         raise CheckpointError(
@@ -223,7 +227,7 @@ def _start_over(folder: Path, config: Mapping[str, Any], card: Mapping[str, Any]
     exported = (checkpoint.PROJECTOR_WEIGHTS, checkpoint.LORA_WEIGHTS, checkpoint.PROJECTOR_CARD)
     for name in (*exported, RESULT_FILE):
         (folder / name).unlink(missing_ok=True)
-    checkpoint.write_json(folder / CONFIG_FILE, config)
+    checkpoint.write_json(folder / CONFIG_FILE, registry.without_unread(config))
     checkpoint.write_json(folder / checkpoint.PROJECTOR_CARD, {**card, "step": 0})
 
 
