@@ -249,6 +249,23 @@ def test_lanes_train_as_runs_alone_would(config, world, tmp_path, monkeypatch):
         assert max(np.abs(a - b).max() for a, b in leaves) > 1e-4
 
 
+def test_lanes_of_several_seeds_whose_epochs_end_in_short_groups(config, world, tmp_path):
+    """Each seed has the short group elsewhere, so lanes side by side have groups of different lengths."""
+    # Three steps an epoch, in groups of two and one.
+    config["train"].update(num_steps=9, batch_size=3, steps_per_dispatch=2)
+    points = sweep.expand(config, {"seed": [{"seed": seed} for seed in range(2)]})
+    found = _run(points, tmp_path / "lanes", world, score="none", lanes=2, invocation="one")
+    assert [s["status"] for s in found.values()] == ["finished"] * 2
+    _run(points[1:2], tmp_path / "alone", world, score="none")
+    logs = [
+        [json.loads(t) for t in (tmp_path / f / points[1].name / "train.jsonl").open()]
+        for f in ("lanes", "alone")
+    ]
+    losses, expected = ([line["loss"] for line in log if "loss" in line] for log in logs)
+    assert len(losses) == 9
+    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+
+
 def test_lanes_need_equal_configs_and_one_bucket(config):
     key = sweep.lane_key
     other = sweep.apply(config, {"seed": 3, "optimizer.learning_rate": 0.1})

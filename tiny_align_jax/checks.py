@@ -14,6 +14,12 @@ def below(config: Any, minimum: float, *names: str) -> list[str]:
     return [f"{k}={v}; expected {minimum} or more" for k, v in values if not v >= minimum]
 
 
+def not_positive(config: Any, *names: str) -> list[str]:
+    """What is wrong with the fields `names` that are not more than 0."""
+    values = ((name, getattr(config, name)) for name in names)
+    return [f"{k}={v}; expected a positive number" for k, v in values if not v > 0]
+
+
 def no_fraction(config: Any, *names: str) -> list[str]:
     """What is wrong with the fields `names` that are not from 0 to below 1."""
     values = ((name, getattr(config, name)) for name in names)

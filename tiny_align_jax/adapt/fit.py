@@ -16,11 +16,11 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tiny_align_jax import programs
+from tiny_align_jax import checks, programs
 from tiny_align_jax.adapt import delta as delta_lib
 from tiny_align_jax.aligner import Ear
 from tiny_align_jax.data import augment as augment_lib
-from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree
+from tiny_align_jax.types import Array, Batch, Frozen, PyTree
 
 TOP_ROWS = 16  # that a beam search may look at
 NOTHING = -1  # in readings: an audio token that carries no text
@@ -110,12 +110,9 @@ class Config:
     readings: bool = True
 
     def __post_init__(self):
-        low = ("steps_per_checkpoint", "num_checkpoints", "batch_size", "jobs_at_once")
-        problems = [f"{k}={getattr(self, k)}" for k in low if getattr(self, k) < 1]
-        if self.replay_size < 0:
-            problems.append(f"replay_size={self.replay_size}")
-        if problems:
-            raise ConfigError(f"adapt: {', '.join(problems)}; expected positive counts")
+        counts = ("steps_per_checkpoint", "num_checkpoints", "batch_size", "jobs_at_once")
+        problems = [*checks.below(self, 1, *counts), *checks.below(self, 0, "replay_size")]
+        checks.refuse("fit", problems)
 
     @property
     def num_steps(self) -> int:

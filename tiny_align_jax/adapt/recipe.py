@@ -6,7 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from tiny_align_jax import registry
+from tiny_align_jax import checks, registry
 from tiny_align_jax.adapt import delta as delta_lib
 from tiny_align_jax.adapt import fit, word_prior
 from tiny_align_jax.aligner import Aligner
@@ -36,13 +36,10 @@ class Config:
     seed: int = 0
 
     def __post_init__(self):
-        if self.learning_rate <= 0 or self.decay < 0 or not 0 <= self.replay_weight < 1:
-            raise ConfigError(
-                f"adapt: learning_rate={self.learning_rate}, decay={self.decay}, replay_weight="
-                f"{self.replay_weight}; expected more than 0, at least 0, and 0 <= x < 1"
-            )
-        if self.num_validation < 0 or self.replay_count < 0:
-            raise ConfigError("adapt: num_validation and replay_count are 0 or more")
+        problems = checks.not_positive(self, "learning_rate")
+        problems += checks.no_fraction(self, "replay_weight")
+        problems += checks.below(self, 0, "decay", "num_validation", "replay_count")
+        checks.refuse("adapt", problems)
 
 
 @dataclasses.dataclass(frozen=True)

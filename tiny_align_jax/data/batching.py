@@ -58,6 +58,13 @@ class Group:
     weight_KB: np.ndarray
 
 
+def steps_of(group: Group, begin: int, end: int | None = None) -> Group:
+    """Steps `begin` to `end` of a group, counted from its own first."""
+    part = slice(begin, end)
+    first_step = group.first_step + begin
+    return Group(first_step, group.max_frames, group.index_KB[part], group.weight_KB[part])
+
+
 def make_examples(
     ids: Sequence[str], num_frames: Sequence[int], targets: Sequence[np.ndarray], frames
 ) -> Examples:
@@ -119,7 +126,7 @@ def schedule(
         ):
             if step + len(index_KB) > first_step:
                 skip = max(first_step - step, 0)
-                yield Group(step + skip, max_frames, index_KB[skip:], weight_KB[skip:])
+                yield steps_of(Group(step, max_frames, index_KB, weight_KB), skip)
             step += len(index_KB)
         epoch += 1
 

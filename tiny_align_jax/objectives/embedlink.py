@@ -13,7 +13,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
-from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree, Reading
+from tiny_align_jax import checks
+from tiny_align_jax.types import Array, Batch, Frozen, PyTree, Reading
 
 NEEDS = ("embeddings",)
 FIXED_LENGTH = True  # matches token by token, so the projector must give a fixed number of them
@@ -46,9 +47,9 @@ class Config:
     at_end: str = "stop"
 
     def __post_init__(self):
-        for key, choices in (("cast", CASTS), ("at_end", AT_END)):
-            if (value := getattr(self, key)) not in choices:
-                raise ConfigError(f"{key}={value!r}; expected one of {', '.join(choices)}")
+        problems = checks.unlisted(self, cast=CASTS, at_end=AT_END)
+        problems += checks.below(self, 0, "mse_weight", "cosine_weight", "pad_weight")
+        checks.refuse("embedlink", problems)
 
 
 def init(config: Config, key: Array, frozen: Frozen) -> PyTree:

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from tiny_align_jax import ctc
+from tiny_align_jax import checks, ctc
 from tiny_align_jax.objectives import embedlink
-from tiny_align_jax.types import Array, Batch, ConfigError, Frozen, PyTree, Reading
+from tiny_align_jax.types import Array, Batch, Frozen, PyTree, Reading
 
 NEEDS = ("embeddings",)
 FIXED_LENGTH = True
@@ -40,9 +40,10 @@ class Config:
     table_chunk: int = 8192
 
     def __post_init__(self):
-        embedlink.Config(cast=self.cast)  # the same casts, the same message
-        if self.num_negatives < 0:
-            raise ConfigError(f"num_negatives={self.num_negatives}; expected 0 (all rows) or more")
+        problems = checks.unlisted(self, cast=embedlink.CASTS)
+        problems += checks.below(self, 0, "pad_weight", "num_negatives")
+        problems += checks.below(self, 1, "table_chunk")
+        checks.refuse("embedlink_contrastive", problems)
 
 
 def init(config: Config, key: Array, frozen: Frozen) -> PyTree:

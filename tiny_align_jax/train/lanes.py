@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -81,6 +81,7 @@ def _train(
         )
         for lane in lanes
     ]
+    together = _in_step(orders)
     frozen = jax.tree.map(jnp.asarray, run.frozen)
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(lane.state for lane in lanes))
     rate_N = jnp.asarray([lane.rate for lane in lanes], jnp.float32)
@@ -90,7 +91,7 @@ def _train(
     logging.info("%d lanes over %d utterances", len(lanes), len(run.examples))
     while done < config.num_steps:
         with clock:
-            groups = [next(order) for order in orders]
+            groups = next(together)
             rows = [loop.pad_group(group, loop.dispatch_steps(run)) for group in groups]
             index_NKB, weight_NKB = (np.stack(parts) for parts in zip(*rows, strict=True))
         previous, done = done, done + len(groups[0].index_KB)
@@ -107,6 +108,24 @@ def _train(
             validate_s += time.monotonic() - before_s
     train_s = time.monotonic() - start_s - validate_s - steps.compile_s
     return states, train_s, steps.compile_s, clock.seconds
+
+
+def _in_step(orders: Sequence[Iterator[batching.Group]]) -> Iterator[list[batching.Group]]:
+    """A group of every lane, all of as many steps.
+
+    Each seed puts the short group of an epoch somewhere else; the longer ones beside it are cut, and
+    their rest comes next.
+    """
+    waiting = [next(order) for order in orders]
+    while True:
+        count = min(len(group.index_KB) for group in waiting)
+        yield [batching.steps_of(group, 0, count) for group in waiting]
+        rests = [batching.steps_of(group, count) for group in waiting]
+        pairs = zip(rests, orders, strict=True)
+        found = [rest if len(rest.index_KB) else next(order, None) for rest, order in pairs]
+        waiting = [group for group in found if group is not None]
+        if len(waiting) < len(orders):  # equal numbers of steps: all end here
+            return
 
 
 def lane_of(states: step_lib.TrainState, index: int) -> Any:

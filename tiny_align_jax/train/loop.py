@@ -422,10 +422,9 @@ def pad_group(group: batching.Group, num_steps: int) -> tuple[np.ndarray, np.nda
 def until(groups: Iterator[batching.Group], num_steps: int) -> Iterator[batching.Group]:
     """Groups of `num_steps` steps in all, the last one shortened."""
     while num_steps > 0:
-        group = next(groups)
-        index_KB, weight_KB = group.index_KB[:num_steps], group.weight_KB[:num_steps]
-        yield dataclasses.replace(group, index_KB=index_KB, weight_KB=weight_KB)
-        num_steps -= len(index_KB)
+        group = batching.steps_of(next(groups), 0, num_steps)
+        yield group
+        num_steps -= len(group.index_KB)
 
 
 def crossed(previous: int, done: int, every: int) -> bool:

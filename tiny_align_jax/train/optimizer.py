@@ -37,9 +37,7 @@ class Config:
     b2: float = 0.98
 
     def __post_init__(self):
-        problems = []
-        if self.learning_rate <= 0:
-            problems.append(f"learning_rate={self.learning_rate}; expected a positive number")
+        problems = checks.not_positive(self, "learning_rate")
         problems += checks.no_fraction(self, "warmup_fraction", "b1", "b2")
         problems += checks.below(self, 0, "final_fraction", "weight_decay", "clip_norm")
         checks.refuse("optimizer", problems)
