@@ -42,7 +42,7 @@ def _picture(folder: str | os.PathLike, draw, phase: Mapping[str, Any]) -> list[
     figure = draw(phase)
     if figure is None:
         return []
-    figure.tight_layout()
+    figure.set_layout_engine("constrained")
     figure.savefig(Path(folder) / f"{draw.__name__}.png", dpi=130)
     plt.close(figure)
     return [f"![{draw.__name__}]({draw.__name__}.png)", ""]
@@ -94,7 +94,7 @@ def bands(test: Mapping[str, Any]):
     keys = [k for k in test if k.startswith("bands, ")]
     if not keys:
         return None
-    figure, axis = plt.subplots(figsize=(8.0, 3.8), layout="constrained")
+    figure, axis = plt.subplots(figsize=(8.0, 3.8))
     for i, key in enumerate(keys):
         rows = test[key]
         x = np.arange(len(rows)) + 0.18 * (i - (len(keys) - 1) / 2)
@@ -120,11 +120,14 @@ def sizes(test: Mapping[str, Any]):
     figure, axis = plt.subplots(figsize=(6, 3.8))
     for name in names:
         before = _BASE if name == "acoustic" else _LLM
-        x = [0, *sorted(rows), 14]
-        y = [test["wer"][before]["value"], *(rows[n][name] for n in sorted(rows))]
-        axis.plot(x, [*y, test["wer"][name]["value"]], marker="o", label=name)
-    axis.set(xlabel="utterances learnt from", ylabel="WER, all test speakers")
-    axis.legend(frameon=False)
+        ends = {0: test["wer"][before], 14: test["wer"][name]}
+        y = {0: ends[0]["value"], **{n: rows[n][name] for n in sorted(rows)}, 14: ends[14]["value"]}
+        (line,) = axis.plot(list(y), list(y.values()), marker="o", label=name)
+        low, high = ([end[side] for end in ends.values()] for side in ("low", "high"))
+        # Without these the eye makes a trend of what speakers differ by.
+        axis.vlines(list(ends), low, high, color=line.get_color(), alpha=0.4, linewidth=4)
+    axis.set(xlabel="utterances learnt from", ylabel="WER, all test speakers; bars: 95 %")
+    axis.legend(frameon=False, loc="upper center")
     axis.grid(alpha=0.3)
     return figure
 
