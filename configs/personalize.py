@@ -27,7 +27,7 @@ METHODS = {
     },
     "words": {},  # no gradient at all: what the user says tells which words to expect
 }
-DEFAULT = "norms"  # the one that lowered the WER of simulated users
+DEFAULT = "norms"  # few parameters, a small state; no voice gained on test speakers
 
 
 def get_config(arg: str = ""):
