@@ -21,7 +21,7 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
     config = ConfigDict()
     config.seed = 0
     # All plug-ins of these families, so that a command line can name another one and set its keys.
-    config.dataset = plugin("datasets", "speechocean762", also=registry.names("datasets"))
+    config.dataset = plugin("datasets", "speechocean762")
     config.split = ConfigDict(
         {
             "train": "train",  # the corpus's own split that train and validation come from
@@ -36,7 +36,7 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
     )
     # A second corpus to train on (docs/data.md); validation and test stay those of the first.
     config.mixture = from_dataclass(mixture.Config())
-    config.mixture.dataset = plugin("datasets", "jsonl", also=registry.names("datasets"))
+    config.mixture.dataset = plugin("datasets", "jsonl")
     config.encoder = ConfigDict(
         {
             "asset": "whisper-tiny.en",  # asset name, hub id or folder
@@ -71,8 +71,8 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
         }
     )
     config.augment = from_dataclass(augment.Config())
-    config.projector = plugin("projectors", "bridgeformer", also=registry.names("projectors"))
-    config.objective = plugin("objectives", "embedlink_ctc", also=registry.names("objectives"))
+    config.projector = plugin("projectors", "bridgeformer")
+    config.objective = plugin("objectives", "embedlink_ctc")
     config.optimizer = from_dataclass(optimizer.Config())
     config.train = from_dataclass(loop.Config())
     config.prompt = from_dataclass(prompts.Config())
@@ -82,15 +82,15 @@ def base() -> Any:  # a ConfigDict, whose attributes no type checker knows
     return config
 
 
-def plugin(family: str, name: str, also: tuple[str, ...] = (), **overrides: Any) -> Any:
+def plugin(family: str, name: str, **overrides: Any) -> Any:
     """Section `{'name': name, name: {all keys of the plug-in with their values}}`.
 
-    Plug-ins in `also` get sub-sections of their own; only the one that is named is read, and a run's
-    config.json holds that one alone.
+    The family's other plug-ins get sub-sections, too, so that their keys are flags; only the one that is
+    named is read, and a run's config.json holds that one alone.
     """
     module = registry.resolve(family, name)
     section = {"name": name, name: dataclasses.asdict(registry.make_config(module, overrides))}
-    for other in sorted({*also} - {name}):
+    for other in sorted({*registry.names(family)} - {name}):
         section[other] = dataclasses.asdict(registry.resolve(family, other).Config())
     return ConfigDict(section)
 

@@ -92,7 +92,7 @@ def test_what_no_section_reads_can_be_left_out():
 def test_sections():
     module, config = registry.from_section("projectors", {"name": "linear"})
     assert config == module.Config()
-    others = {"name": "linear", "mlp": {"no": "matter"}}  # a sweep over names leaves them there
+    others = {"name": "linear", "mlp": {"no": "matter"}}  # a config shows all of a family
     assert registry.from_section("projectors", others)[0] is module
     with pytest.raises(ConfigError, match=r"key\(s\) stack that are no plug-in.* under 'linear'"):
         registry.from_section("projectors", {"name": "linear", "stack": 3})

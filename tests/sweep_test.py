@@ -18,7 +18,7 @@ from configs import common
 from tests import tiny_world
 from tiny_align_jax import registry, report, sweep, sweep_run
 from tiny_align_jax.data import augment, prompts
-from tiny_align_jax.train import run, step
+from tiny_align_jax.train import lanes, loop, run, step
 from tiny_align_jax.types import ConfigError
 from tiny_align_jax.weights import safetensors
 
@@ -48,7 +48,8 @@ def test_the_last_axis_varies_fastest_and_seeds_share_a_row():
         ],
         seed=[{"seed": 0}, {"seed": 1}],
     )
-    points = sweep.expand(BASE, sweep.axes(module, ["projector", "seed"]))
+    lean = registry.without_unread(BASE)  # so that a plug-in's defaults have to come along
+    points = sweep.expand(lean, sweep.axes(module, ["projector", "seed"]))
     assert [p.name for p in points] == [
         "projector=linear,seed=0",
         "projector=linear,seed=1",
@@ -64,7 +65,9 @@ def test_the_last_axis_varies_fastest_and_seeds_share_a_row():
     )
     assert last["projector"]["mlp"]["hidden_dim"] == 2048  # the plug-in's defaults came along
     assert set(last["projector"]) == {"name", "mlp"}, "what is not read is left out"
-    assert (BASE["projector"]["name"], BASE["seed"]) == ("bridgeformer", 0)
+    assert lean == registry.without_unread(_plain(common.base())), (
+        "what is expanded stays as it was"
+    )
 
 
 def test_every_unknown_key_is_named_at_once():
@@ -73,6 +76,13 @@ def test_every_unknown_key_is_named_at_once():
         sweep.expand(BASE, sweep.axes(module, ["bad"]))
     with pytest.raises(ConfigError, match="unknown projectors plug-in 'mlpp'"):
         sweep.apply(BASE, {"projector.name": "mlpp"})
+
+
+def test_a_sub_section_that_is_no_plugin_is_refused():
+    misspelt = BASE | {"projector": BASE["projector"] | {"bridgefromer": {"dim": 8}}}
+    module = _module(seed=[{"seed": 0}])
+    with pytest.raises(ConfigError, match=r"key\(s\) bridgefromer that are no plug-in"):
+        sweep.expand(misspelt, sweep.axes(module, ["seed"]))
 
 
 def test_axes_that_depend_on_each_other_are_refused():
@@ -256,14 +266,17 @@ def test_lanes_of_several_seeds_whose_epochs_end_in_short_groups(config, world, 
     points = sweep.expand(config, {"seed": [{"seed": seed} for seed in range(2)]})
     found = _run(points, tmp_path / "lanes", world, score="none", lanes=2, invocation="one")
     assert [s["status"] for s in found.values()] == ["finished"] * 2
-    _run(points[1:2], tmp_path / "alone", world, score="none")
-    logs = [
-        [json.loads(t) for t in (tmp_path / f / points[1].name / "train.jsonl").open()]
-        for f in ("lanes", "alone")
-    ]
-    losses, expected = ([line["loss"] for line in log if "loss" in line] for log in logs)
-    assert len(losses) == 9
-    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+    _run(points, tmp_path / "alone", world, score="none")
+    for point in points:
+        logs = [
+            [json.loads(t) for t in (tmp_path / f / point.name / "train.jsonl").open()]
+            for f in ("lanes", "alone")
+        ]
+        losses, expected = (
+            [(line["step"], line["loss"]) for line in log if "loss" in line] for log in logs
+        )
+        assert len(losses) == 9
+        np.testing.assert_allclose(losses, expected, rtol=1e-3)
 
 
 def test_lanes_need_equal_configs_and_one_bucket(config):
@@ -272,6 +285,18 @@ def test_lanes_need_equal_configs_and_one_bucket(config):
     assert key(config) == key(other) != key(sweep.apply(config, {"optimizer.b1": 0.5}))
     config["train"]["num_buckets"] = 2
     assert key(config) != key(sweep.apply(config, {"seed": 3}))
+
+
+def test_runs_that_may_stop_early_are_no_lanes(config, world, tmp_path, monkeypatch):
+    config["train"].update(patience=1, validate_every=1)
+    points = sweep.expand(config, {"seed": [{"seed": 0}, {"seed": 1}]})
+    alone = []
+    monkeypatch.setattr(run, "train", lambda *a, **k: (alone.append(a), {"finished": True})[1])
+    found = _run(points, tmp_path, world, score="none", lanes=2)
+    assert len(alone) == 2 and not any("lanes" in status for status in found.values())
+    patient = types.SimpleNamespace(config=loop.Config(patience=1))
+    with pytest.raises(ConfigError, match=r"lanes end together, but train\.patience=1"):
+        lanes.fit([lanes.Lane(patient, None, 1.0, tmp_path)] * 2)
 
 
 def test_a_lane_that_diverges_leaves_the_others(config, world, tmp_path):

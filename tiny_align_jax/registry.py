@@ -68,7 +68,7 @@ def make_dataclass(kind: type, values: Mapping[str, Any], where: str = "") -> An
 def from_section(family: str, section: Mapping[str, Any]) -> tuple[ModuleType, Any]:
     """Module and Config of a config section `{'name': n, n: {overrides}}`.
 
-    Sub-sections of other plug-ins may stand beside it (a sweep over names keeps them) and are not read.
+    Sub-sections of other plug-ins may stand beside it (a config shows all of a family) and are not read.
 
     Raises:
         ConfigError: no name, unknown plug-in, unknown key, or a sub-section that is no plug-in of the
@@ -80,13 +80,22 @@ def from_section(family: str, section: Mapping[str, Any]) -> tuple[ModuleType, A
         )
     name = section["name"]
     module = resolve(family, name)
+    refuse_strangers(family, section)
+    return module, make_config(module, section.get(name) or {})
+
+
+def refuse_strangers(family: str, section: Mapping[str, Any]) -> None:
+    """Does nothing if all sub-sections are plug-ins of the family.
+
+    Raises:
+        ConfigError: names those that are none.
+    """
     strangers = sorted(set(section) - {"name"} - set(names(family)))
     if strangers:
         raise ConfigError(
             f"section {family!r} has key(s) {', '.join(strangers)} that are no plug-in; put the "
-            f"plug-in's own keys under {name!r}. Plug-ins: {', '.join(names(family))}"
+            f"plug-in's own keys under {section.get('name')!r}. Plug-ins: {', '.join(names(family))}"
         )
-    return module, make_config(module, section.get(name) or {})
 
 
 def without_unread(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -100,12 +100,14 @@ def expand(
         labels = {axis: label_of(value) for axis, value in by_axis.items()}
         try:
             overrides = _join(by_axis)
-            made = registry.without_unread(apply(config, overrides))
+            made = apply(config, overrides)
+            for section, family in SECTIONS.items():
+                registry.refuse_strangers(family, made.get(section, {}))
         except ConfigError as error:
             problems.append(str(error))
             continue
         name = ",".join(f"{axis}={_slug(label)}" for axis, label in labels.items())
-        points.append(Point(index, name, labels, overrides, made))
+        points.append(Point(index, name, labels, overrides, registry.without_unread(made)))
     problems += [f"two points are both named {n}" for n in _repeated(p.name for p in points)]
     if problems:
         raise ConfigError("\n  ".join(["this sweep cannot be made:", *dict.fromkeys(problems)]))
@@ -168,6 +170,7 @@ def lane_key(config: Mapping[str, Any]) -> str:
 
 def _trained(config: Mapping[str, Any]) -> dict[str, Any]:
     """The sections that training reads."""
+    config = registry.without_unread(config)
     module = registry.resolve("objectives", config["objective"]["name"])
     left_out = _SCORING_SECTIONS if "llm" not in module.NEEDS else _SCORING_SECTIONS[:1]
     return {key: value for key, value in config.items() if key not in left_out}

@@ -221,8 +221,9 @@ class Runner:
 
     def _mates(self, point: sweep.Point) -> list[sweep.Point]:
         """Further points that may train beside this one and are not trained yet."""
-        if self._settings.lanes == 1:
-            return []
+        train = point.config["train"]
+        if self._settings.lanes == 1 or train.get("patience") or train.get("max_train_s"):
+            return []  # lanes end together: none can stop before the others
         key, keys = sweep.lane_key(point.config), {sweep.training_key(point.config)}
         mates = []
         for other in self._points:
@@ -346,7 +347,9 @@ def refuse_other_configs(points: Sequence[sweep.Point], workdir: Path) -> None:
     for point in points:
         folder = Path(workdir) / point.name
         saved = read_status(folder).get("config")
-        if is_trained(folder) and saved is not None and saved != _plain(point.config):
+        if not is_trained(folder) or saved is None:
+            continue
+        if registry.without_unread(saved) != _plain(point.config):
             others.append(point.name)
     if others:
         raise ConfigError(

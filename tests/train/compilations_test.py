@@ -1,6 +1,7 @@
 """How many programs a whole run compiles: one a bucket for each of its loops, none in later epochs."""
 
 import collections
+import json
 
 from tests.train import world
 from tiny_align_jax.benchmark_startup import Compilations
@@ -29,6 +30,9 @@ def test_a_run_compiles_a_program_a_bucket_and_none_in_its_second_epoch(tmp_path
         -(-result["num_utterances"] // 4) + BUCKETS - 1
     )  # steps of four, a part-filled one a bucket
     assert result["finished"] and 2 * epoch < 15
+    card = json.loads((tmp_path / "run" / "projector.json").read_text())
+    for part in ("projector", "objective"):  # a plug-in that was not used may be gone elsewhere
+        assert set(card[part]) == {"name", config[part]["name"]} < set(config[part])
     # Training steps, and the reading of validation speakers, whose utterances have buckets of their own.
     assert counted.names["jit(steps)"] == BUCKETS
     assert 1 <= counted.names["jit(read)"] <= BUCKETS

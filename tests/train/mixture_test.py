@@ -109,6 +109,17 @@ def test_each_corpus_is_drawn_as_its_share_says(share):
         mixture.corpora(ids[:2], mixture.Config(share=share))
 
 
+@pytest.mark.parametrize(("count", "share"), [(15, 0.1), (15, 0.02), (9, 0.5)])
+def test_the_parts_of_an_epoch_add_up_to_it(count, share):
+    """Shares that both round up, and one too small for a single draw."""
+    ids = ["a0", "a1", *(f"mixture:{i}" for i in range(count - 2))]
+    examples = batching.make_examples(ids, [32] * count, [np.ones(2, np.int32)] * count, None)
+    corpora = mixture.corpora(ids, mixture.Config(share=share))
+    examples = dataclasses.replace(examples, corpora=corpora)
+    epoch = next(batching.schedule(examples, count, (32,), 0, seed=0))
+    assert epoch.index_KB.shape == (1, count)
+
+
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
     """A run over two corpora with a variant, and the folder its projector was exported to."""

@@ -99,8 +99,8 @@ def load(config: Mapping[str, Any], cache_dir: str, progress: bool = True) -> Da
     out_rms = float(np.sqrt(np.mean(np.square(table_VD))))
     llm = setup.llm_card(config, folder, choice, table_VD.shape[1], out_rms)
     card = {
-        "projector": config["projector"],
-        "objective": config["objective"],
+        "projector": registry.without_unread(config["projector"]),
+        "objective": registry.without_unread(config["objective"]),
         "encoder": encoder_card,
         "llm": llm,
         "vocabulary": rows.to_json(),

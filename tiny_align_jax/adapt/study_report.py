@@ -17,6 +17,7 @@ from tiny_align_jax.data.splits import AGE_BANDS, age_band
 
 REPORT = "report.md"
 _ALL, _BASE, _LLM = "all", "base", "base + LLM"
+_LEARNT = 14  # utterances of a test user that the whole study learns from
 _BAND_COLORS: dict[str, str] = dict(
     zip(AGE_BANDS, ("tab:red", "tab:orange", "tab:blue", "gray"), strict=True)
 )
@@ -120,8 +121,9 @@ def sizes(test: Mapping[str, Any]):
     figure, axis = plt.subplots(figsize=(6, 3.8))
     for name in names:
         before = _BASE if name == "acoustic" else _LLM
-        ends = {0: test["wer"][before], 14: test["wer"][name]}
-        y = {0: ends[0]["value"], **{n: rows[n][name] for n in sorted(rows)}, 14: ends[14]["value"]}
+        ends = {0: test["wer"][before], _LEARNT: test["wer"][name]}
+        found = {n: row[name] for n, row in rows.items()} | {n: e["value"] for n, e in ends.items()}
+        y = dict(sorted(found.items()))
         (line,) = axis.plot(list(y), list(y.values()), marker="o", label=name)
         low, high = ([end[side] for end in ends.values()] for side in ("low", "high"))
         # Without these the eye makes a trend of what speakers differ by.

@@ -193,9 +193,11 @@ def _draw(examples: Examples, rng: np.random.Generator) -> np.ndarray:
     if not examples.corpora:
         return rng.permutation(len(examples))
     drawn = []
-    for members, share in examples.corpora:
-        count = round(share * len(examples))
-        rounds = -(-count // len(members))
+    # Rounded where each corpus ends, so that the parts add up to as many as there are examples.
+    ends = np.round(np.cumsum([share for _, share in examples.corpora]) * len(examples))
+    counts = np.diff(ends.astype(int), prepend=0)
+    for (members, _), count in zip(examples.corpora, counts, strict=True):
+        rounds = max(1, -(-count // len(members)))
         drawn.append(np.concatenate([rng.permutation(members) for _ in range(rounds)])[:count])
     return rng.permutation(np.concatenate(drawn))
 

@@ -39,9 +39,8 @@ class Config(_answer.Config):
     label_weight: float = 0.0
 
     def __post_init__(self):
-        problems = checks.below(self, 0, "label_weight")
-        if self.temperature <= 0:
-            problems.insert(0, f"temperature={self.temperature}; expected a positive number")
+        problems = checks.not_positive(self, "temperature")
+        problems += checks.below(self, 0, "label_weight")
         checks.refuse("distill", [*problems, *_answer.wrong_llm(self)])
 
 

@@ -42,6 +42,7 @@ class Config:
     def __post_init__(self):
         problems = checks.unlisted(self, cast=embedlink.CASTS)
         problems += checks.below(self, 0, "pad_weight", "num_negatives")
+        problems += checks.not_positive(self, "initial_scale")
         problems += checks.below(self, 1, "table_chunk")
         checks.refuse("embedlink_contrastive", problems)
 

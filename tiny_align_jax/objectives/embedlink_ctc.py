@@ -39,7 +39,9 @@ class Config:
     centre: bool = False
 
     def __post_init__(self):
-        checks.refuse("embedlink_ctc", checks.unlisted(self, logits_dtype=LOGITS_DTYPES))
+        problems = checks.unlisted(self, logits_dtype=LOGITS_DTYPES)
+        problems += checks.not_positive(self, "initial_scale")
+        checks.refuse("embedlink_ctc", [*problems, *checks.below(self, 1, "table_chunk")])
 
 
 def init(config: Config, key: Array, frozen: Frozen) -> PyTree:

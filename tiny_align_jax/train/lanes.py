@@ -2,15 +2,16 @@
 
 A sweep's points often differ by nothing else. Trained one by one each waits for its own compilation and
 fills a large device badly; as lanes of one vmapped step they compile once and share its launches. A lane
-takes exactly the steps that its run would take alone: its own parameters, order, augmentation and
-dropout. Lanes keep no checkpoints, so they are for runs of minutes.
+takes the steps that its run would take alone, up to rounding (`min_risk` draws its readings by it): its
+own parameters, order, augmentation and dropout. Lanes of several seeds dispatch shorter groups, so they
+may be validated a few steps earlier. They keep no checkpoints, so they are for runs of minutes.
 """
 
 import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -50,9 +51,14 @@ def fit(lanes: Sequence[Lane]) -> list[loop.Result | NonFiniteLossError]:
 
     Raises:
         ConfigError: seeds differ, so that lanes see batches in different orders, but batches have more
-            than one padded length.
+            than one padded length; a run that may stop before its last step.
     """
     run = lanes[0].run
+    if run.config.patience or run.config.max_train_s:
+        raise ConfigError(
+            f"lanes end together, but train.patience={run.config.patience} and "
+            f"train.max_train_s={run.config.max_train_s:g} may stop one of them; set both to 0"
+        )
     config, seeds = run.config, [lane.run.seed for lane in lanes]
     buckets = batching.bucket_lengths(run.examples.num_frames_N, config.num_buckets)
     if len(set(seeds)) > 1 and len(buckets) > 1:
@@ -62,33 +68,33 @@ def fit(lanes: Sequence[Lane]) -> list[loop.Result | NonFiniteLossError]:
         )
     with contextlib.ExitStack() as stack:
         books = [_Book(lane, config.num_steps, stack) for lane in lanes]
-        states, *seconds = _train(lanes, buckets, books)
-    return [book.result(lane_of(states, i), *seconds) for i, book in enumerate(books)]
+        states, seconds = _train(lanes, buckets, books)
+    return [book.result(lane_of(states, i), seconds) for i, book in enumerate(books)]
 
 
 def _train(
     lanes: Sequence[Lane], buckets: tuple[int, ...], books: "list[_Book]"
-) -> tuple[step_lib.TrainState, float, float, float]:
-    """States after the last step, and seconds of training, of compilation and of input."""
+) -> tuple[step_lib.TrainState, dict[str, float]]:
+    """States after the last step, and the seconds of a `loop.Result`."""
     run, config = lanes[0].run, lanes[0].run.config
     corpus = loop.resident_corpus(run.examples, buckets[-1])
     orders = [
-        loop.until(
-            batching.schedule(
-                run.examples, config.batch_size, buckets, config.steps_per_dispatch, lane.run.seed
-            ),
-            config.num_steps,
+        batching.schedule(
+            run.examples, config.batch_size, buckets, config.steps_per_dispatch, lane.run.seed
         )
         for lane in lanes
     ]
-    together = _in_step(orders)
     frozen = jax.tree.map(jnp.asarray, run.frozen)
     states = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(lane.state for lane in lanes))
     rate_N = jnp.asarray([lane.rate for lane in lanes], jnp.float32)
     steps = _Compiled(step_lib.make_lane_steps(run.spec))
     clock = loop.Stopwatch()
-    done, validate_s, start_s = 0, 0.0, time.monotonic()
+    done, validate_s, first_group_at_s, start_s = 0, 0.0, 0.0, time.monotonic()
     logging.info("%d lanes over %d utterances", len(lanes), len(run.examples))
+    if not config.num_steps:  # nothing to train, but to compare with
+        for i, book in enumerate(books):
+            book.validate(lane_of(states, i), 0, 0.0)
+    together = _in_step(orders, config.num_steps)
     while done < config.num_steps:
         with clock:
             groups = next(together)
@@ -98,6 +104,7 @@ def _train(
         args = (states, frozen, corpus, index_NKB, weight_NKB, rate_N, done - previous)
         states, metrics = steps(args, groups[0].max_frames)
         host = jax.tree.map(np.asarray, metrics)
+        first_group_at_s = first_group_at_s or time.time()
         for i, book in enumerate(books):
             book.log(groups[i], {name: values[i] for name, values in host.items()})
         if loop.crossed(previous, done, config.validate_every) or done == config.num_steps:
@@ -107,25 +114,26 @@ def _train(
                 book.validate(lane_of(states, i), done, train_s)
             validate_s += time.monotonic() - before_s
     train_s = time.monotonic() - start_s - validate_s - steps.compile_s
-    return states, train_s, steps.compile_s, clock.seconds
+    seconds = {"train_s": train_s, "compile_s": steps.compile_s, "input_s": clock.seconds}
+    return states, seconds | {"first_group_at_s": first_group_at_s}
 
 
-def _in_step(orders: Sequence[Iterator[batching.Group]]) -> Iterator[list[batching.Group]]:
-    """A group of every lane, all of as many steps.
+def _in_step(
+    orders: Sequence[Iterator[batching.Group]], num_steps: int
+) -> Iterator[list[batching.Group]]:
+    """A group of every lane, all of as many steps; `num_steps` in all.
 
     Each seed puts the short group of an epoch somewhere else; the longer ones beside it are cut, and
     their rest comes next.
     """
     waiting = [next(order) for order in orders]
-    while True:
-        count = min(len(group.index_KB) for group in waiting)
+    while num_steps > 0:
+        count = min(num_steps, *(len(group.index_KB) for group in waiting))
         yield [batching.steps_of(group, 0, count) for group in waiting]
+        num_steps -= count
         rests = [batching.steps_of(group, count) for group in waiting]
         pairs = zip(rests, orders, strict=True)
-        found = [rest if len(rest.index_KB) else next(order, None) for rest, order in pairs]
-        waiting = [group for group in found if group is not None]
-        if len(waiting) < len(orders):  # equal numbers of steps: all end here
-            return
+        waiting = [rest if len(rest.index_KB) else next(order) for rest, order in pairs]
 
 
 def lane_of(states: step_lib.TrainState, index: int) -> Any:
@@ -154,6 +162,7 @@ class _Book:
     def __init__(self, lane: Lane, num_steps: int, stack: contextlib.ExitStack):
         self._run, self._num_steps = lane.run, num_steps
         self._validation: dict[str, float] = {}
+        self._best: dict[str, float] = {}
         self._error: NonFiniteLossError | None = None
         self._log = stack.enter_context(RunLog(lane.workdir, 0, num_steps, progress=False))
 
@@ -169,12 +178,14 @@ class _Book:
         if self._error is None:
             self._log.write(done, {"train_s": train_s})
             self._validation, _ = loop.validate_now(self._run, state, self._log, done)
+            self._best = loop.better(self._best, self._validation, done, train_s)
 
     def result(
-        self, state: step_lib.TrainState, train_s: float, compile_s: float, input_s: float
+        self, state: step_lib.TrainState, seconds: Mapping[str, float]
     ) -> loop.Result | NonFiniteLossError:
         if self._error is not None:
             return self._error
         params = loop.export_params(self._run.config, state)
-        numbers = (self._num_steps, 0, train_s, compile_s)
-        return loop.Result(params, *numbers, self._validation, finished=True, input_s=input_s)
+        scores = {"validation": self._validation, "best": self._best}
+        steps = {"step": self._num_steps, "first_step": 0}
+        return loop.Result(params, **steps, **seconds, **scores, finished=True)

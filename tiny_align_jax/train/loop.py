@@ -8,7 +8,7 @@ import dataclasses
 import os
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -195,7 +195,7 @@ def fit(
             run.seed,
             first_step,
         )
-        dispatch = _Dispatcher(run, buckets, until(groups, config.num_steps - first_step))
+        dispatch = _Dispatcher(run, buckets, _until(groups, config.num_steps - first_step))
         logging.info("buckets of %s frames, %s", buckets, dispatch.describe())
         watch = _Watch(config, dispatch, first_step)
         first_group_at_s = 0.0
@@ -368,12 +368,19 @@ class _Watch:
         self.validation, seconds = validate_now(run, state, log, done)
         self._validate_s += seconds
         self.validated = done
-        if "wer" not in self.validation:
-            return
-        self._since_best += 1
-        if not self.best or self.validation["wer"] < self.best["wer"]:
-            self._since_best = 0
-            self.best = {**self.validation, "step": done, "train_s": round(train_s, 2)}
+        if "wer" in self.validation:
+            found = better(self.best, self.validation, done, train_s)
+            self._since_best = self._since_best + 1 if found is self.best else 0
+            self.best = found
+
+
+def better(
+    best: dict[str, float], scores: Mapping[str, float], step: int, train_s: float
+) -> dict[str, float]:
+    """`best`, or the newest `scores` with their step and seconds if their WER is lower."""
+    if "wer" not in scores or (best and not scores["wer"] < best["wer"]):
+        return best
+    return {**scores, "step": step, "train_s": round(train_s, 2)}
 
 
 class _Interrupt:
@@ -419,7 +426,7 @@ def pad_group(group: batching.Group, num_steps: int) -> tuple[np.ndarray, np.nda
     return np.pad(group.index_KB, pad).astype(np.int32), np.pad(group.weight_KB, pad)
 
 
-def until(groups: Iterator[batching.Group], num_steps: int) -> Iterator[batching.Group]:
+def _until(groups: Iterator[batching.Group], num_steps: int) -> Iterator[batching.Group]:
     """Groups of `num_steps` steps in all, the last one shortened."""
     while num_steps > 0:
         group = batching.steps_of(next(groups), 0, num_steps)

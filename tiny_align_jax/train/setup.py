@@ -122,8 +122,8 @@ def prepare(config: Mapping[str, Any], cache_dir: str, progress: bool = True) ->
             )
     run = loop.Run(train_config, spec, frozen, train_examples, validate, config["seed"])
     card = {
-        "projector": config["projector"],
-        "objective": config["objective"],
+        "projector": registry.without_unread(config["projector"]),
+        "objective": registry.without_unread(config["objective"]),
         "encoder": encoder_card,
         "llm": llm_card(config, llm_folder, choice, frozen.table_VD.shape[1], table_rms),
         "vocabulary": rows.to_json(),
