@@ -294,7 +294,7 @@ def test_runs_that_may_stop_early_are_no_lanes(config, world, tmp_path, monkeypa
     monkeypatch.setattr(run, "train", lambda *a, **k: (alone.append(a), {"finished": True})[1])
     found = _run(points, tmp_path, world, score="none", lanes=2)
     assert len(alone) == 2 and not any("lanes" in status for status in found.values())
-    patient = types.SimpleNamespace(config=loop.Config(patience=1))
+    patient = types.SimpleNamespace(config=loop.Config(patience=1, validate_every=1))
     with pytest.raises(ConfigError, match=r"lanes end together, but train\.patience=1"):
         lanes.fit([lanes.Lane(patient, None, 1.0, tmp_path)] * 2)
 
