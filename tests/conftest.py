@@ -28,6 +28,10 @@ _OWN_CACHE = pytest.StashKey[str]()
 def pytest_configure(config: pytest.Config) -> None:
     for name, value in _JAX_SETTINGS.items():
         os.environ.setdefault(name, value)
+    if (
+        "PYTEST_XDIST_WORKER" in os.environ
+    ):  # one a core: PyTorch's threads would wait for each other
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     if _CACHE_VARIABLE not in os.environ:  # xdist's workers find their controller's
         config.stash[_OWN_CACHE] = tempfile.mkdtemp(prefix="tiny_align_jax_programs_")
         os.environ[_CACHE_VARIABLE] = config.stash[_OWN_CACHE]
@@ -55,12 +59,13 @@ def _quick_to_compile(request):
 
 @pytest.fixture(scope="module", autouse=True)
 def _room_for_programs():
-    """Half of this suite in one process comes near the number of memory maps that Linux allows."""
+    """Programs of earlier modules are forgotten: half of this suite in one process comes near the number of
+    memory maps that Linux allows, and every garbage collection goes through all that they hold."""
     yield
     if "jax" in sys.modules:
         from tiny_align_jax import heap
 
-        heap.drop_many_programs()
+        heap.drop_many_programs(many_maps=4000)
 
 
 @pytest.fixture(scope="session")

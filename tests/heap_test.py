@@ -9,7 +9,7 @@ import pytest
 from tiny_align_jax import heap
 
 
-def test_many_programs_are_dropped_and_compiled_again(monkeypatch):
+def test_many_programs_are_dropped_and_compiled_again():
     if not heap._MAPS.is_file():
         pytest.skip("only Linux counts memory maps")
     traces = []
@@ -19,11 +19,9 @@ def test_many_programs_are_dropped_and_compiled_again(monkeypatch):
         traces.append(1)
         return 2 * x
 
-    monkeypatch.setattr(heap, "_MANY_MAPS", 10**9)
-    assert double(jnp.arange(3))[2] == 4 and not heap.drop_many_programs()
+    assert double(jnp.arange(3))[2] == 4 and not heap.drop_many_programs(many_maps=10**9)
     assert double(jnp.arange(3))[2] == 4 and len(traces) == 1
-    monkeypatch.setattr(heap, "_MANY_MAPS", 10)
-    assert heap.drop_many_programs()
+    assert heap.drop_many_programs(many_maps=10)
     assert double(jnp.arange(3))[2] == 4 and len(traces) == 2
 
 

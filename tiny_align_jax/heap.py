@@ -26,13 +26,16 @@ def give_back() -> bool:
     return bool(trim and trim(0))
 
 
-def drop_many_programs() -> bool:
+def drop_many_programs(many_maps: int = _MANY_MAPS) -> bool:
     """Forgets compiled programs where this process holds very many; what is needed again is loaded again.
 
     Each takes memory maps, of which Linux gives a process 65,530 (vm.max_map_count). Past them XLA dies of a
     segmentation fault, as a process that trained hundreds of small runs did.
+
+    Args:
+        many_maps: memory maps up to which nothing is forgotten.
     """
-    if not _MAPS.is_file() or _MAPS.read_bytes().count(b"\n") <= _MANY_MAPS:
+    if not _MAPS.is_file() or _MAPS.read_bytes().count(b"\n") <= many_maps:
         return False
     jax.clear_caches()
     programs.forget()
