@@ -11,7 +11,7 @@ import contextlib
 import dataclasses
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -41,6 +41,16 @@ class Lane:
     state: step_lib.TrainState
     rate: float
     workdir: str | os.PathLike
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seconds:
+    """Of all lanes together, as in `loop.Result`."""
+
+    train: float
+    compile: float
+    input: float
+    first_group_at: float
 
 
 def fit(lanes: Sequence[Lane]) -> list[loop.Result | NonFiniteLossError]:
@@ -74,8 +84,8 @@ def fit(lanes: Sequence[Lane]) -> list[loop.Result | NonFiniteLossError]:
 
 def _train(
     lanes: Sequence[Lane], buckets: tuple[int, ...], books: "list[_Book]"
-) -> tuple[step_lib.TrainState, dict[str, float]]:
-    """States after the last step, and the seconds of a `loop.Result`."""
+) -> tuple[step_lib.TrainState, _Seconds]:
+    """States after the last step, and the time that they took."""
     run, config = lanes[0].run, lanes[0].run.config
     corpus = loop.resident_corpus(run.examples, buckets[-1])
     orders = [
@@ -114,8 +124,7 @@ def _train(
                 book.validate(lane_of(states, i), done, train_s)
             validate_s += time.monotonic() - before_s
     train_s = time.monotonic() - start_s - validate_s - steps.compile_s
-    seconds = {"train_s": train_s, "compile_s": steps.compile_s, "input_s": clock.seconds}
-    return states, seconds | {"first_group_at_s": first_group_at_s}
+    return states, _Seconds(train_s, steps.compile_s, clock.seconds, first_group_at_s)
 
 
 def _in_step(
@@ -181,11 +190,20 @@ class _Book:
             self._best = loop.better(self._best, self._validation, done, train_s)
 
     def result(
-        self, state: step_lib.TrainState, seconds: Mapping[str, float]
+        self, state: step_lib.TrainState, seconds: _Seconds
     ) -> loop.Result | NonFiniteLossError:
         if self._error is not None:
             return self._error
         params = loop.export_params(self._run.config, state)
-        scores = {"validation": self._validation, "best": self._best}
-        steps = {"step": self._num_steps, "first_step": 0}
-        return loop.Result(params, **steps, **seconds, **scores, finished=True)
+        return loop.Result(
+            params,
+            self._num_steps,
+            0,
+            seconds.train,
+            seconds.compile,
+            self._validation,
+            finished=True,
+            best=self._best,
+            first_group_at_s=seconds.first_group_at,
+            input_s=seconds.input,
+        )
