@@ -1,7 +1,7 @@
 """The real assets, when they have been fetched: fingerprints, transformers as the reference.
 
 python -m experiments.fetch_assets --assets=all
-pytest -m weights tests/weights
+pytest -m weights tests/parity
 """
 
 import functools
