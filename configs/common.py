@@ -90,8 +90,9 @@ def plugin(family: str, name: str, **overrides: Any) -> Any:
     """
     module = registry.resolve(family, name)
     section = {"name": name, name: dataclasses.asdict(registry.make_config(module, overrides))}
-    for other in sorted({*registry.names(family)} - {name}):
-        section[other] = dataclasses.asdict(registry.resolve(family, other).Config())
+    for other in registry.names(family):
+        if other != name:
+            section[other] = dataclasses.asdict(registry.resolve(family, other).Config())
     return ConfigDict(section)
 
 

@@ -28,9 +28,8 @@ _OWN_CACHE = pytest.StashKey[str]()
 def pytest_configure(config: pytest.Config) -> None:
     for name, value in _JAX_SETTINGS.items():
         os.environ.setdefault(name, value)
-    if (
-        "PYTEST_XDIST_WORKER" in os.environ
-    ):  # one a core: PyTorch's threads would wait for each other
+    # A worker a core: more threads of PyTorch would wait for each other.
+    if "PYTEST_XDIST_WORKER" in os.environ:
         os.environ.setdefault("OMP_NUM_THREADS", "1")
     if _CACHE_VARIABLE not in os.environ:  # xdist's workers find their controller's
         config.stash[_OWN_CACHE] = tempfile.mkdtemp(prefix="tiny_align_jax_programs_")
