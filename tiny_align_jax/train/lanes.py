@@ -196,12 +196,12 @@ class _Book:
             return self._error
         params = loop.export_params(self._run.config, state)
         return loop.Result(
-            params,
-            self._num_steps,
-            0,
-            seconds.train,
-            seconds.compile,
-            self._validation,
+            params=params,
+            step=self._num_steps,
+            first_step=0,
+            train_s=seconds.train,
+            compile_s=seconds.compile,
+            validation=self._validation,
             finished=True,
             best=self._best,
             first_group_at_s=seconds.first_group_at,
