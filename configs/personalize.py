@@ -11,6 +11,7 @@ from tiny_align_jax.adapt import delta, fit, recipe, word_prior
 
 _NORMS = "projector/.*(norm/(scale|bias)|/bias)"
 _ENCODER_NORMS = "encoder/layers/.*(norm/(scale|bias)|/bias)"
+_ENCODER_MATRICES = "encoder/layers/.*kernel"
 
 # What a user's copy differs in. Learning rates belong to them: fewer parameters take larger ones.
 METHODS = {
@@ -21,10 +22,18 @@ METHODS = {
     "speaker_vector": {"method.frames": "shift", "adapt.learning_rate": 1e-2},
     "frames_affine": {"method.frames": "affine", "adapt.learning_rate": 1e-2},
     "encoder_norms": {"method.offsets": (_ENCODER_NORMS,), "adapt.learning_rate": 1e-3},
-    "encoder_low_rank": {
-        "method.low_rank": ("encoder/layers/.*kernel",),
+    "encoder_low_rank": {"method.low_rank": (_ENCODER_MATRICES,), "adapt.learning_rate": 1e-3},
+    "encoder_low_rank_16": {
+        "method.low_rank": (_ENCODER_MATRICES,),
+        "method.rank": 16,
         "adapt.learning_rate": 1e-3,
     },
+    "encoder_both_low_rank": {  # the projector, too
+        "method.low_rank": (_ENCODER_MATRICES, "projector/.*kernel"),
+        "adapt.learning_rate": 1e-3,
+    },
+    # As large as the encoder, 38 MB of a Whisper base: to see what the small ones leave.
+    "encoder_whole": {"method.offsets": ("encoder/layers/.*",), "adapt.learning_rate": 3e-5},
     "words": {},  # no gradient at all: what the user says tells which words to expect
 }
 DEFAULT = "norms"  # few parameters, a small state; no voice gained on test speakers

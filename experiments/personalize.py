@@ -53,6 +53,7 @@ def main(argv):
         raise ConfigError("--base is missing: a workdir of experiments.train, or a base projector")
     sections = json.loads(_CONFIG.value.to_json_best_effort())
     how, cache_dir = recipe.of_sections(sections), _main.CACHE_DIR.value
+    personalize.read_ahead()
     base = _main.load_aligner(
         _BASE.value, need_llm=False, stage="personalisation", personalize=sections
     )

@@ -31,6 +31,10 @@ _JOBS = flags.DEFINE_integer(
 )
 _STEPS = flags.DEFINE_integer("steps_per_checkpoint", 8, "Updates between two of 5 checkpoints.")
 _FOLDS = flags.DEFINE_integer("folds", 3, "Folds of six test utterances each.")
+_ENCODER_FOLDS = flags.DEFINE_integer(
+    "encoder_folds", 1, "Of these, for the choice of methods that reach into the encoder."
+)
+_FINALISTS = flags.DEFINE_integer("finalists", 2, "Methods that are compared with their control.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds on the test users.")
 _AUDIO = flags.DEFINE_bool("encoder", True, "Also methods that reach into the encoder.")
 _LLM = flags.DEFINE_bool("llm", True, "Also read with the LLM's help.")
@@ -62,7 +66,9 @@ def main(argv):
     config = study_run.Config(
         budget_s=_BUDGET_S.value,
         folds=tuple(range(_FOLDS.value)),
+        encoder_folds=tuple(range(_ENCODER_FOLDS.value)),
         seeds=tuple(range(_SEEDS.value)),
+        finalists=_FINALISTS.value,
         dtype=_DTYPE.value,
         max_users=_USERS.value,
         num_best=_NUM_BEST.value,

@@ -114,6 +114,27 @@ def test_a_second_copy_learns_up_to_the_best_checkpoint_or_the_base_is_kept(
     assert ran[1:] == [(2, 4), (3, 2)]
 
 
+def test_a_chosen_checkpoint_is_kept_unless_validation_speaks_against_it(
+    world, base, said, monkeypatch
+):
+    ran = []
+
+    def run(spec, params, frozen, corpus, replayed, jobs, settings):
+        ran.append(int(settings.stop_step))
+        return personalize.fit.Trace(np.array([losses]), None, {"frames:shift": np.ones((1, 16))})
+
+    monkeypatch.setattr(personalize.fit, "run", run)
+    chosen = _plan("speaker_vector", checkpoint=1, tolerance=0.1)
+    losses = [1.0, 1.05, 1.05]
+    kept = _personalize(world, base, said["s1"], chosen)
+    assert kept.checkpoint == 1 and kept.state.delta and kept.valid_losses == (1.0, 1.05)
+    losses = [1.0, 1.2, 1.2]
+    assert _personalize(world, base, said["s1"], chosen).checkpoint == 0
+    assert ran == [2, 2, 2]  # two steps to the first checkpoint; no second copy of a base
+    with pytest.raises(ConfigError, match=r"adapt\.checkpoint=3: there are fit\.num_checkpoints=2"):
+        _plan("speaker_vector", checkpoint=3)
+
+
 def test_a_second_user_compiles_nothing(world, base, said):
     compiled = []
 

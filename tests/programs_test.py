@@ -1,6 +1,7 @@
 """Programs on disk: found again without tracing, equal to what they stand for, never one for another."""
 
 import dataclasses
+import os
 
 import flax.struct
 import jax
@@ -135,3 +136,35 @@ def test_what_was_kept_is_read_ahead_and_nothing_else(folder):
     path.unlink()
     second(Config(), X, TREE)
     assert len(traced) == 1 and not traced_again
+
+
+def test_what_was_called_last_is_read_before_it_is_known_to_be_wanted(folder, monkeypatch):
+    first, _ = _make()
+    made = [first(Config(), X[:size], {"w": TREE["w"][:1]}) for size in (1, 2, 3)]
+    for path, size in zip(first.last_used(str(folder.parent), 3), (3, 2, 1), strict=True):
+        os.utime(path, (size, size))
+    second, traced = _make()
+    programs.read_ahead([second], most=2)
+    assert all(future.result() for future in programs._AHEAD.values())
+    read = []
+    monkeypatch.setattr(programs, "_read", lambda path: read.append(path))
+    assert len(programs._AHEAD) == 2
+    for size in (3, 2):
+        found = second(Config(), X[:size], {"w": TREE["w"][:1]})
+        jax.tree.map(np.testing.assert_array_equal, found, made[size - 1])
+    assert not read and not traced and not programs._AHEAD
+    newest = first.last_used(str(folder.parent), 1)[0]
+    assert newest.stat().st_mtime > 3  # a call counts as use, reading ahead does not
+    second(Config(), X[:1], {"w": TREE["w"][:1]})
+    assert len(read) >= 1 and len(traced) == 1  # the third was not read ahead
+
+
+def test_what_cannot_be_read_ahead_is_left_to_the_call(folder):
+    function, _ = _make()
+    made = function(Config(), X, TREE)
+    (path,) = folder.iterdir()
+    path.write_bytes(b"nothing of the kind")
+    other, traced = _make()
+    programs.read_ahead([other])
+    jax.tree.map(np.testing.assert_array_equal, made, other(Config(), X, TREE))
+    assert len(traced) == 1

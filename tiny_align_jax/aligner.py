@@ -164,7 +164,7 @@ class Aligner:
                 f"features of shape {np.shape(features_BTE)}; the projector reads [batch, frames, "
                 f"{expected}] of encoder {self.card['encoder']['name']}"
             )
-        outputs = _hear(self.ear, self.params, self.frozen, features_BTE, num_frames_B)
+        outputs = hear_batch(self.ear, self.params, self.frozen, features_BTE, num_frames_B)
         audio_BAD, audio_mask_BA, reading = jax.device_get(outputs)
         texts = tuple(
             self.vocabulary.decode(rows[keep])
@@ -174,7 +174,7 @@ class Aligner:
 
     def prepare_to_hear(self, features_BTE: Array, num_frames_B: Array) -> None:
         """Reads the program of `hear` for arrays of such shapes, if it was kept; to be called in a thread."""
-        _hear.prepare(self.ear, self.params, self.frozen, features_BTE, num_frames_B)
+        hear_batch.prepare(self.ear, self.params, self.frozen, features_BTE, num_frames_B)
 
     def snap(self, hearing: Hearing, row: int, mode: str) -> np.ndarray:
         """What the LLM gets in place of the audio, float32 [tokens, D]; no tokens if nothing was heard.
@@ -234,9 +234,10 @@ programs.result_type(Reading)
 
 
 @programs.kept(num_static=1)
-def _hear(
+def hear_batch(
     ear: Ear, params: PyTree, frozen: Frozen, features_BTE: Array, num_frames_B: Array
 ) -> tuple[Any, Any, Reading]:
+    """Audio tokens of frames, their mask, and what the objective reads of them."""
     audio_BAD, audio_mask_BA = project(ear, params, features_BTE, num_frames_B)
     reading = ear.objective.read(
         ear.objective_config, params["objective"], audio_BAD, audio_mask_BA, frozen

@@ -16,12 +16,14 @@ import jax
 import numpy as np
 from absl import logging
 
-from tiny_align_jax import heap
+from tiny_align_jax import aligner as aligner_lib
+from tiny_align_jax import heap, programs
 from tiny_align_jax.adapt import crew, fit, replay, user, word_prior
 from tiny_align_jax.adapt.recipe import Config, Recipe, make_spec
 from tiny_align_jax.adapt.state import State
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data import vocabulary
+from tiny_align_jax.features import pipeline
 from tiny_align_jax.metrics import wer
 from tiny_align_jax.train.run import peak_rss_bytes
 from tiny_align_jax.types import DataError, Frozen, PyTree, Utterance
@@ -150,6 +152,15 @@ def _with_rows(aligner: Aligner, recordings: user.Recordings, words: Sequence[st
     return own, user.extend_whole(aligner, extra), targets
 
 
+def read_ahead() -> None:
+    """Begins to read what the last users' programs were, for one to come; best while a base is loaded.
+
+    A user whose recordings are as long as theirs waits for none of them then.
+    """
+    if _reads_ahead():
+        programs.read_ahead((fit.run, pipeline.encode, aligner_lib.hear_batch))
+
+
 def _reads_ahead() -> bool:
     """On a CPU it would save half a second of eleven, and the encoder's memory and the program's add up there."""
     return jax.default_backend() != "cpu"
@@ -240,15 +251,23 @@ def _adapt(
         return jax.device_get(fit.run(spec, *arguments, jobs, settings))
 
     valid_S = _held_back(how.adapt, len(corpus.num_frames_N))
-    losses, checkpoint = (), spec.config.num_checkpoints
+    losses, checkpoint = (), how.adapt.checkpoint or spec.config.num_checkpoints
     if valid_S.any():
-        losses_C = learn(valid_S, checkpoint).valid_loss_JC[0]
+        losses_C = learn(valid_S, checkpoint).valid_loss_JC[0][: checkpoint + 1]
         losses = tuple(round(float(x), 4) for x in losses_C)
-        checkpoint = int(np.argmin(np.nan_to_num(losses_C, nan=np.inf)))
+        checkpoint = _stop(how.adapt, losses_C)
     if not checkpoint:
         return {}, losses, checkpoint
     whole = learn(np.zeros_like(valid_S), checkpoint)
     return {name: array[0] for name, array in whole.delta.items()}, losses, checkpoint
+
+
+def _stop(config: Config, losses_C: np.ndarray) -> int:
+    """The checkpoint to keep by what the utterances held back say, 0 for the base."""
+    losses_C = np.nan_to_num(losses_C, nan=np.inf)
+    if not config.checkpoint:
+        return int(np.argmin(losses_C))
+    return config.checkpoint if losses_C[-1] < losses_C[0] * (1 + config.tolerance) else 0
 
 
 def _program(

@@ -6,6 +6,7 @@ JAX's cache, and is found by what it was made from: the function, its static arg
 device, and the source of this package. It computes what the function does.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -38,6 +39,7 @@ _OPTIONS = (
 # Kernels that JAX promises nothing about: versions are part of what a program is found by.
 _NO_CHECKS = (jax.export.DisabledSafetyCheck.custom_call("ALL"),)
 _ALL: list["Kept"] = []
+_AHEAD: dict[Path, futures.Future] = {}  # by file: programs that are being read
 
 
 def result_type(cls: type) -> type:
@@ -85,14 +87,27 @@ class Kept:
         leaves, tree = jax.tree.flatten(arguments[self._num_static :])
         self._program(arguments[: self._num_static], leaves, tree, make=False)
 
+    def last_used(self, folder: str, most: int) -> list[Path]:
+        """Its newest files that this process could use, the last used first."""
+        kept = []
+        for path in (Path(folder) / FOLDER).glob(f"{self._prefix()}*"):
+            with contextlib.suppress(FileNotFoundError):  # another process tidies up
+                kept.append((path.stat().st_mtime, path))
+        return [path for _, path in sorted(kept, reverse=True)[:most]]
+
+    def load(self, path: Path) -> Callable[..., Any] | None:
+        """The program of a file; None if there is no such file, or a damaged one."""
+        exported = _read(path)
+        return exported and self._compiled(exported, exported.in_avals)
+
     def forget(self) -> None:
         """Lets go of the programs in memory."""
         self._found.clear()
 
     def _program(self, static, leaves, tree, make: bool = True) -> Callable[..., Any] | None:
         """None where jit is to do it, or nothing is kept and nothing to be made."""
-        folder = _option("jax_enable_compilation_cache") and _option("jax_compilation_cache_dir")
-        if not folder or not _can_write() or jax.device_count() > 1 or _are_elsewhere(leaves):
+        folder = _folder()
+        if not folder or _are_elsewhere(leaves):
             return None
         # Every call comes here, with hundreds of leaves: only what is new is given shapes.
         key = (folder, static, tree, tuple(map(_form, leaves)))
@@ -109,23 +124,34 @@ class Kept:
                 future.set_result(None)
         return future.result()
 
+    def _prefix(self) -> str:
+        surroundings = hashlib.sha256("\n".join(_surroundings()).encode()).hexdigest()
+        return f"{self._function.__name__}-{surroundings[:16]}-"
+
     def _path(self, folder: str, static, tree, shapes) -> Path:
-        said = (self._name, repr(static), str(tree), str(shapes), *_surroundings())
+        said = (self._name, repr(static), str(tree), str(shapes))
         digest = hashlib.sha256("\n".join(said).encode()).hexdigest()
-        return Path(folder) / FOLDER / f"{self._function.__name__}-{digest}"
+        return Path(folder) / FOLDER / f"{self._prefix()}{digest}"
 
     def _find(self, folder: str, static, tree, shapes) -> Callable[..., Any] | None:
         has_address = " at 0x" in repr(static)  # which is another in every process
         if has_address or not _is_ours(static):
             return None
         path = self._path(folder, static, tree, shapes)
-        exported = _read(path)
-        if exported is None:
+        ahead = _AHEAD.pop(path, None)
+        program = ahead.result() if ahead else None
+        exported = None if program else _read(path)
+        if not program and exported is None:
             flat = self._named(lambda *x: self._function(*static, *jax.tree.unflatten(tree, x)))
             exported = jax.export.export(flat, disabled_checks=_NO_CHECKS)(*shapes)
             _write(path, exported.serialize())
             # As the next process will have it, so that both find the same compiled program.
             exported = _read(path) or exported
+        with contextlib.suppress(OSError):
+            os.utime(path)  # the last used
+        return program or self._compiled(exported, shapes)
+
+    def _compiled(self, exported: jax.export.Exported, shapes) -> Callable[..., Any]:
         return self._named(exported.call).lower(*shapes).compile()
 
     def _named(self, work: Callable[..., Any]) -> Any:
@@ -143,8 +169,43 @@ def kept(num_static: int) -> Callable[[Callable[..., Any]], Kept]:
     return functools.partial(Kept, num_static=num_static)
 
 
+def read_ahead(functions: Sequence[Kept], most: int = 2) -> None:
+    """Begins to read, in threads, what the processes before this one called last.
+
+    A call knows late which program it wants, and a GPU's takes seconds to read; most are the last user's.
+
+    Args:
+        functions: whose programs.
+        most: programs of each.
+    """
+    folder = _folder()
+    found = [(f, path) for f in functions for path in f.last_used(folder, most)] if folder else []
+    if not found:
+        return
+    pool = futures.ThreadPoolExecutor(len(found), thread_name_prefix="programs")
+    for function, path in found:
+        _AHEAD[path] = pool.submit(_quietly, function.load, path)
+    pool.shutdown(wait=False)
+
+
+def _quietly(load: Callable[[Path], Any], path: Path) -> Any:
+    """None where it cannot be read: the call that wants it says what is wrong."""
+    try:
+        return load(path)
+    except Exception as error:
+        logging.info("%s is not read ahead: %r", path, error)
+        return None
+
+
+def _folder() -> str | None:
+    """Where programs are kept; None where none are."""
+    folder = _option("jax_enable_compilation_cache") and _option("jax_compilation_cache_dir")
+    return folder if folder and _can_write() and jax.device_count() == 1 else None
+
+
 def forget() -> None:
     """Lets go of all programs in memory, as `jax.clear_caches` does of JAX's."""
+    _AHEAD.clear()
     for function in _ALL:
         function.forget()
 
@@ -188,9 +249,7 @@ def _shapes(leaves: Sequence[Any]) -> tuple[jax.ShapeDtypeStruct, ...]:
 def _read(path: Path) -> jax.export.Exported | None:
     """None if there is no such file, or a damaged one."""
     try:
-        exported = jax.export.deserialize(bytearray(path.read_bytes()))
-        os.utime(path)
-        return exported
+        return jax.export.deserialize(bytearray(path.read_bytes()))
     except FileNotFoundError:
         return None
     except Exception as error:

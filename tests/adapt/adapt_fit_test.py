@@ -31,6 +31,10 @@ HELD_BACK = (1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
 
 @pytest.fixture(scope="module")
 def base():
+    return make_base()
+
+
+def make_base():
     run = tiny.make_run(objective="embedlink_ctc")
     ear = Ear(run.spec.projector, run.spec.objective, run.spec.objective_config)
     frames = [run.examples.frames(i) for i in range(len(run.examples))]
@@ -52,20 +56,27 @@ def _run(
     config=CONFIG,
 ):
     ear, params, frozen, replay = base
-    train = np.tile(np.array(train, np.float32), (2, 1))
-    keys = jax.vmap(jax.random.key)(jnp.zeros(2, int))
+    jobs, settings = make_jobs(rows, train, valid, bias, rate, stop)
+    own = replay if corpus is None else corpus
+    return fit.run(fit.Spec(ear, METHOD, config), params, frozen, own, replay, jobs, settings)
+
+
+def make_jobs(rows, train=HELD_BACK, valid=None, bias=None, rate=1e-2, stop=16):
+    """Copies of users with these rows, and how they learn."""
+    count = len(rows)
+    train = np.tile(np.array(train, np.float32), (count, 1))
+    keys = jax.vmap(jax.random.key)(jnp.zeros(count, int))
     jobs = fit.Jobs(
         rows_JS=np.array(rows, np.int32),
         train_JS=train,
-        valid_JS=1 - train if valid is None else np.tile(np.array(valid, np.float32), (2, 1)),
-        row_bias_JV=np.zeros((2, tiny.NUM_ROWS), np.float32) if bias is None else bias,
+        valid_JS=1 - train if valid is None else np.tile(np.array(valid, np.float32), (count, 1)),
+        row_bias_JV=np.zeros((count, tiny.NUM_ROWS), np.float32) if bias is None else bias,
         key_J=np.asarray(jax.random.key_data(keys)),
     )
     settings = fit.Settings(
         jnp.float32(rate), jnp.float32(0.0), jnp.float32(0.2), stop_step=jnp.int32(stop)
     )
-    own = replay if corpus is None else corpus
-    return fit.run(fit.Spec(ear, METHOD, config), params, frozen, own, replay, jobs, settings)
+    return jobs, settings
 
 
 def test_one_copy_after_the_other_is_as_both_at_once(base):

@@ -134,6 +134,11 @@ def test_a_copy_that_validation_speaks_against_is_the_base():
     kept = outcome.guarded(outcome)
     np.testing.assert_array_equal(kept.errors_CJN[-1], [errors[2, 0], errors[0, 1]])
     np.testing.assert_array_equal(kept.delta["frames:shift"][:, 0], [1.0, 0.0])
+    np.testing.assert_array_equal(outcome.guarded(outcome, 0.25).errors_CJN, errors)
+    np.testing.assert_array_equal(outcome.guarded(outcome, 0.1).errors_CJN, kept.errors_CJN)
+    second = outcome.rows(np.array([1]))
+    np.testing.assert_array_equal(second.errors_CJN, errors[:, 1:])
+    assert study.by_job(second) == {"errors": [[5.0, 13.0, 21.0]], "valid_loss": [[1.0, 1.1, 1.2]]}
 
 
 def test_methods_share_programs_as_far_as_they_can():
@@ -142,7 +147,7 @@ def test_methods_share_programs_as_far_as_they_can():
     assert len({p.name for p in points}) == len(configs.METHODS) - 1  # 'words' trains nothing
     methods = [p.method for p in points]
     shared = {study.shared_method(m, methods) for m in methods}
-    assert len(shared) == 4  # projector, its low-rank, encoder, its low-rank
+    assert len(shared) == 6  # projector, encoder, and each set of low-rank products
     whole = next(m for m in shared if "projector/.*" in m.offsets)
     assert whole.frames == "affine" and not whole.needs_encoder
     assert study.shared_method(delta.Method(frames="shift"), [delta.Method(frames="shift")]) == (

@@ -25,6 +25,9 @@ class Config:
         replay_weight: share of the loss that replayed utterances get.
         replay_count: utterances of the base's training that travel with it.
         num_validation: utterances held back to stop by; 0 goes to the last checkpoint unchecked.
+        checkpoint: to stop at, where others gained most; the held-back utterances only speak for or against it. 0
+            for the one that is best on them.
+        tolerance: with `checkpoint`: how much larger than the base's their loss may be, as a share of it.
         seed: of everything drawn.
     """
 
@@ -33,12 +36,15 @@ class Config:
     replay_weight: float = 0.5
     replay_count: int = 64
     num_validation: int = 3
+    checkpoint: int = 0
+    tolerance: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
         problems = checks.not_positive(self, "learning_rate")
         problems += checks.no_fraction(self, "replay_weight")
-        problems += checks.below(self, 0, "decay", "num_validation", "replay_count")
+        counts = ("num_validation", "replay_count", "checkpoint")
+        problems += checks.below(self, 0, "decay", "tolerance", *counts)
         checks.refuse("adapt", problems)
 
 
@@ -65,7 +71,11 @@ def of_sections(sections: Mapping[str, Any]) -> Recipe:
     sizes = dict(sections.get("fit", {}))
     noise = registry.make_dataclass(augment.Config, sizes.pop("augment", {}))
     made = {n: registry.make_dataclass(m, sections.get(n, {})) for n, m in makers.items()}
-    return Recipe(fit=registry.make_dataclass(fit.Config, {**sizes, "augment": noise}), **made)
+    recipe = Recipe(fit=registry.make_dataclass(fit.Config, {**sizes, "augment": noise}), **made)
+    last, stop = recipe.fit.num_checkpoints, recipe.adapt.checkpoint
+    if stop > last:
+        raise ConfigError(f"adapt.checkpoint={stop}: there are fit.num_checkpoints={last}")
+    return recipe
 
 
 def make_spec(

@@ -19,6 +19,7 @@ from tiny_align_jax.types import ConfigError
 FILE = "chosen.json"
 EVERYBODYS, OWN, RELATED, OTHERS = "everybody's", "own", "own and related", "other's and related"
 _PRIOR_WEIGHTS = (0.25, 0.5, 0.75, 1.0)
+TOLERANCES = (0.0, 0.05, 0.1, 0.2)
 
 
 @dataclasses.dataclass
@@ -186,7 +187,11 @@ def _final(phase: Phase, point: study.Point, points) -> None:
     )
     words = study_scores.words_of(lab.references(own)).sum()
     ran = [lab.run(point, points, plan) for plan in (own, control, whole)]
-    guarded = ran[2].guarded(ran[0])
+    kept_at = {
+        tolerance: ran[2].guarded(ran[0], tolerance).errors_CJN[-1].sum() / words
+        for tolerance in TOLERANCES
+    }
+    point = dataclasses.replace(point, tolerance=min(kept_at, key=lambda t: (kept_at[t], t)))
     row = {
         "point": str(point),
         "checkpoint": point.checkpoint,
@@ -194,11 +199,17 @@ def _final(phase: Phase, point: study.Point, points) -> None:
         "own": ran[0].errors_CJN[-1].sum() / words,
         "control": ran[1].errors_CJN[-1].sum() / words,
         "own, guarded": ran[0].guarded(ran[0]).errors_CJN[-1].sum() / words,
-        "own, all utterances, guarded": guarded.errors_CJN[-1].sum() / words,
+        "own, all utterances": ran[2].errors_CJN[-1].sum() / words,
+        "own, all utterances, guarded": kept_at[point.tolerance],
+        "by_tolerance": {str(t): float(w) for t, w in kept_at.items()},
         "own, early stop": ran[0].stopped().sum() / words,
+        "by_job": {
+            name: study.by_job(outcome)
+            for name, outcome in zip(("own", "control", "own, all utterances"), ran, strict=True)
+        },
     }
     phase.notes.append("finalists", row)
     gain = float(row["own, all utterances, guarded"] - row["base"])
     if gain < min(0.0, (phase.chosen["acoustic"] or {}).get("gain", 0.0)):
-        kept = ("name", "learning_rate", "replay_weight", "decay", "checkpoint")
+        kept = ("name", "learning_rate", "replay_weight", "decay", "checkpoint", "tolerance")
         phase.chosen["acoustic"] = {**{k: getattr(point, k) for k in kept}, "gain": gain}
