@@ -97,3 +97,26 @@ def test_an_objective_without_parameters_adds_none():
     assert found and all(name.startswith("offset:projector/") for name in found)
     with pytest.raises(ConfigError, match="match no parameter"):
         delta_lib.init(delta_lib.Method(offsets=("encoder/.*",)), bare, 7, jax.random.key(0))
+
+
+def test_the_mean_of_copies_is_the_mean_of_what_they_change():
+    method = delta_lib.Method((".*bias", "objective/.*"), ("projector/.*kernel",), 2, "affine")
+    keys = jax.random.split(jax.random.key(1), 3)
+    copies = [delta_lib.init(method, PARAMS, 7, key) for key in keys]
+    copies = [
+        {k: v + jax.random.normal(key, v.shape) for k, v in c.items()}
+        for c, key in zip(copies, keys, strict=True)
+    ]
+    changed = [delta_lib.apply(PARAMS, copy) for copy in copies]
+    mean = delta_lib.mean(copies)
+    jax.tree.map(
+        lambda got, *each: np.testing.assert_allclose(got, sum(each) / 3, atol=1e-4),
+        delta_lib.apply(PARAMS, mean),
+        *changed,
+    )
+    np.testing.assert_allclose(
+        mean["frames:scale"], sum(c["frames:scale"] for c in copies) / 3, atol=1e-6
+    )
+    assert mean["a:projector/up/kernel"].shape == (6, 6)
+    stacked = delta_lib.mean([{k: v[None] for k, v in c.items()} for c in copies])
+    jax.tree.map(lambda got, one: np.testing.assert_array_equal(got[0], one), stacked, mean)

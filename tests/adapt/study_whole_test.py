@@ -56,14 +56,14 @@ def test_a_method_is_chosen_with_its_checkpoint_and_tolerance(ground, points, tm
     )  # type: ignore[arg-type]
     study_choose._final(phase, dataclasses.replace(points[0], checkpoint=1), points)
     (row,) = phase.notes.entries["finalists"]
-    assert set(row["by_tolerance"]) == {str(t) for t in study_choose.TOLERANCES}
-    assert row["own, all utterances, guarded"] == min(row["by_tolerance"].values())
-    assert set(row["by_job"]) == {"own", "control", "own, all utterances"}
+    assert len(row["checked"]) == 2 * len(study_choose.TOLERANCES)
+    assert len(row["by_job"]["mean of copies"]["errors"]) == 2
+    assert len(row["by_job"]["own, all utterances"]["errors"]) == 2 * 3
 
 
 def test_test_users_are_scored_with_all_seeds_and_a_control(ground, points, tmp_path):
     acoustic = {"name": "encoder_low_rank", "learning_rate": 1e-2, "checkpoint": 1}
-    acoustic |= {"replay_weight": 0.5, "decay": 0.0, "tolerance": 9.0, "gain": -0.1}
+    acoustic |= {"replay_weight": 0.5, "decay": 0.0, "tolerance": 9.0, "copies": 2, "gain": -0.1}
     contexts = [
         c + w for c in (study_choose.EVERYBODYS, study_choose.RELATED) for w in ("", ", words")
     ]
@@ -73,13 +73,15 @@ def test_test_users_are_scored_with_all_seeds_and_a_control(ground, points, tmp_
     choice = study_final.Choice.of(chosen, points)
     notes = study_final.run(ground, choice, config, tmp_path)
     assert "failed" not in notes and notes["users"]["jobs"] == 8
-    systems = {"words", "sentences", "acoustic", "all"}
+    systems = {"words", "sentences", "acoustic", "copy", "acoustic and words", "all"}
     controls = {f"{name}, other's" for name in systems}
-    assert set(notes["wer"]) == {"base", "base + LLM", *systems, *controls}
+    assert set(notes["wer"]) == {"base", "base + LLM", "checked", *systems, *controls}
+    errors = notes["errors by speaker"]
+    assert errors["checked"] == errors["acoustic"]  # at a tolerance that nothing exceeds
     assert "acoustic | acoustic, other's" in notes["reductions"]
     assert {"bands, acoustic | base", "worse, acoustic | base", "wer from 2 utterances"} <= set(
         notes
     )
     curve = notes["acoustic by checkpoint, own"]
-    assert curve["jobs"] == 4 and len(curve["wer_by_checkpoint"]) == 3
+    assert curve["jobs"] == 8 and len(curve["wer_by_checkpoint"]) == 3
     assert "| acoustic, acoustic, other's |" in study_report.write(tmp_path)

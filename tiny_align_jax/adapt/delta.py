@@ -13,6 +13,7 @@ Everything starts where it changes nothing.
 import dataclasses
 import math
 import re
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -101,6 +102,23 @@ def apply(params: PyTree, delta: Delta) -> PyTree:
         return leaf
 
     return jax.tree_util.tree_map_with_path(change, params)
+
+
+def mean(deltas: Sequence[Delta]) -> Delta:
+    """Several copies of one user in one: the mean of what each adds to the base, exactly.
+
+    Low-rank products are laid side by side, so that their rank is the sum of all. Works for stacked jobs, too.
+    """
+    made = {}
+    for name in deltas[0]:
+        parts = [delta[name] for delta in deltas]
+        if name.startswith("a:"):
+            made[name] = jnp.concatenate(parts, axis=-1)
+        elif name.startswith("b:"):
+            made[name] = jnp.concatenate(parts, axis=-2) / len(parts)
+        else:
+            made[name] = sum(parts) / len(parts)
+    return made
 
 
 def change_frames(delta: Delta, features_BTE: Array) -> Array:

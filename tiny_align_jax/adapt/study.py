@@ -36,6 +36,7 @@ class Point:
         decay: towards the base.
         checkpoint: where to stop; 0 for at the last.
         tolerance: a copy whose validation loss rose by a larger share is not kept.
+        copies: of different seeds whose mean is the user's; 1 for just one.
     """
 
     name: str
@@ -45,6 +46,7 @@ class Point:
     decay: float = 0.0
     checkpoint: int = 0
     tolerance: float = 0.0
+    copies: int = 1
 
     def __str__(self) -> str:
         parts = [self.name, f"lr {self.learning_rate:g}", f"replay {self.replay_weight:g}"]
@@ -73,6 +75,10 @@ class Outcome:
         """Word errors where each copy stops at its best validation loss, [J, N]."""
         best_J = np.argmin(self.valid_loss_JC, axis=1)
         return self.errors_CJN[best_J, np.arange(len(best_J))]
+
+    def of_seed(self, seed: int, count: int) -> "Outcome":
+        """Jobs of one of `count` seeds, which stand innermost."""
+        return self.rows(np.arange(seed, self.errors_CJN.shape[1], count))
 
     def rows(self, index_J: np.ndarray) -> "Outcome":
         """Some of the jobs."""
@@ -187,6 +193,20 @@ class Lab:
             for part in _by_seeds(plan, (jobs, delta))
         ]
         return _joined(parts)
+
+    def mean_of_seeds(self, once: Plan, outcome: Outcome) -> Outcome:
+        """The mean copy of every user and fold; its errors are known at the last checkpoint alone.
+
+        Args:
+            once: jobs of one seed.
+            outcome: of the same jobs with several.
+        """
+        count = outcome.errors_CJN.shape[1] // len(once)
+        seeds = [outcome.of_seed(i, count) for i in range(count)]
+        delta = delta_lib.mean([o.delta for o in seeds])
+        mean = dataclasses.replace(seeds[0], delta=delta)
+        errors_JN = self.errors(once, self.hear(once, mean))
+        return dataclasses.replace(mean, errors_CJN=np.stack([seeds[0].errors_CJN[0], errors_JN]))
 
     def errors(self, plan: Plan, heard: fit.Heard) -> np.ndarray:
         """Word errors of greedy readings, [J, N]."""

@@ -19,7 +19,8 @@ from tiny_align_jax.types import ConfigError
 FILE = "chosen.json"
 EVERYBODYS, OWN, RELATED, OTHERS = "everybody's", "own", "own and related", "other's and related"
 _PRIOR_WEIGHTS = (0.25, 0.5, 0.75, 1.0)
-TOLERANCES = (0.0, 0.05, 0.1, 0.2)
+TOLERANCES = (0.0, 0.1, 0.2, 0.5)
+_COPIES = 3  # whose mean is tried
 
 
 @dataclasses.dataclass
@@ -170,46 +171,63 @@ def _acoustics(phase: Phase, points: Sequence[study.Point]) -> None:
 def _point(phase: Phase, point: study.Point, points, plan: crew_lib.Plan) -> dict[str, Any]:
     lab = phase.ground.lab
     row = study.describe(lab, point, plan, lab.run(point, points, plan))
-    curve = np.array(row["wer_by_checkpoint"])
-    row["checkpoint"] = int(np.argmin(curve[1:])) + 1
-    row["gain"] = float(curve[row["checkpoint"]] - curve[0])
+    # To the end: a copy stopped on its way has not had its rate lowered, and the best of five looks is luck. What
+    # stood out after 12 steps of 1e-3 (0.291 for 0.319) was 0.315 when it learnt from three utterances more.
+    curve = row["wer_by_checkpoint"]
+    row["checkpoint"] = len(curve) - 1
+    row["gain"] = curve[-1] - curve[0]
     phase.notes.append("points", row)
     return row
 
 
 def _final(phase: Phase, point: study.Point, points) -> None:
-    """A method's best point: its control, and trained on the validation utterances as well."""
+    """A method's best point: its control, trained on the validation utterances as well, and the mean of copies."""
     lab, config = phase.ground.lab, phase.config
     folds = config.encoder_folds if point.method.needs_encoder else config.folds
-    own, control, whole = (
-        crew_lib.plan(lab.crew, folds=folds, seeds=(0,), control=shift, validate=validate)
-        for shift, validate in ((0, True), (CONTROL, True), (0, False))
+    own, control, once, whole = (
+        crew_lib.plan(lab.crew, folds=folds, seeds=seeds, control=shift, validate=validate)
+        for seeds, shift, validate in (
+            ((0,), 0, True),
+            ((0,), CONTROL, True),
+            ((0,), 0, False),
+            (range(_COPIES), 0, False),
+        )
     )
     words = study_scores.words_of(lab.references(own)).sum()
-    ran = [lab.run(point, points, plan) for plan in (own, control, whole)]
-    kept_at = {
-        tolerance: ran[2].guarded(ran[0], tolerance).errors_CJN[-1].sum() / words
+    kept_back, others, copies = (lab.run(point, points, plan) for plan in (own, control, whole))
+    by_copies = {
+        1: [copies.of_seed(i, _COPIES) for i in range(_COPIES)],
+        _COPIES: [lab.mean_of_seeds(once, copies)],
+    }
+
+    def wer(outcomes) -> float:
+        return float(np.mean([o.errors_CJN[-1].sum() for o in outcomes]) / words)
+
+    checked = {
+        (count, tolerance): wer([o.guarded(kept_back, tolerance) for o in outcomes])
+        for count, outcomes in by_copies.items()
         for tolerance in TOLERANCES
     }
-    point = dataclasses.replace(point, tolerance=min(kept_at, key=lambda t: (kept_at[t], t)))
+    count, tolerance = min(checked, key=lambda how: (checked[how], how))
     row = {
         "point": str(point),
         "checkpoint": point.checkpoint,
-        "base": ran[0].errors_CJN[0].sum() / words,
-        "own": ran[0].errors_CJN[-1].sum() / words,
-        "control": ran[1].errors_CJN[-1].sum() / words,
-        "own, guarded": ran[0].guarded(ran[0]).errors_CJN[-1].sum() / words,
-        "own, all utterances": ran[2].errors_CJN[-1].sum() / words,
-        "own, all utterances, guarded": kept_at[point.tolerance],
-        "by_tolerance": {str(t): float(w) for t, w in kept_at.items()},
-        "own, early stop": ran[0].stopped().sum() / words,
+        "base": kept_back.errors_CJN[0].sum() / words,
+        "own": wer([kept_back]),
+        "control": wer([others]),
+        "own, all utterances": wer(by_copies[1]),
+        "own, all utterances, mean of copies": wer(by_copies[_COPIES]),
+        "checked": {f"{c} copies, tolerance {t:g}": value for (c, t), value in checked.items()},
         "by_job": {
-            name: study.by_job(outcome)
-            for name, outcome in zip(("own", "control", "own, all utterances"), ran, strict=True)
+            "own": study.by_job(kept_back),
+            "control": study.by_job(others),
+            "own, all utterances": study.by_job(copies),
+            "mean of copies": study.by_job(by_copies[_COPIES][0]),
         },
     }
     phase.notes.append("finalists", row)
-    gain = float(row["own, all utterances, guarded"] - row["base"])
+    gain = float(checked[count, tolerance] - row["base"])
     if gain < min(0.0, (phase.chosen["acoustic"] or {}).get("gain", 0.0)):
-        kept = ("name", "learning_rate", "replay_weight", "decay", "checkpoint", "tolerance")
-        phase.chosen["acoustic"] = {**{k: getattr(point, k) for k in kept}, "gain": gain}
+        kept = ("name", "learning_rate", "replay_weight", "decay", "checkpoint")
+        how = {**{k: getattr(point, k) for k in kept}, "tolerance": tolerance, "copies": count}
+        phase.chosen["acoustic"] = {**how, "gain": gain}

@@ -1,13 +1,15 @@
 """Second phase of the study: what was chosen on simulated users, once, on the test users.
 
-Systems, every one of them also as the control, which learns from another user (copies of the first seed, which
-needs as long as what it controls):
+Systems, but for 'checked' every one also as the control, which learns from another user:
     base                 greedy reading
     base + LLM           n-best texts judged behind training sentences: what everybody gets
     words                the user's word prior
     sentences            n-best texts of the base, judged behind the user's own sentences
-    acoustic             the adapted copy, greedy
-    all                  as 'sentences', with texts of the adapted copy (first seed) and the word prior
+    acoustic             the adapted copy, or the mean of several, greedy; nothing checked
+    copy                 each of these alone
+    checked              the same with the base where its validation speaks against it
+    acoustic and words   with the word prior
+    all                  as 'sentences', with texts of 'acoustic and words'
 Without a method that helped on simulated users, 'acoustic' is the base.
 """
 
@@ -25,16 +27,31 @@ from tiny_align_jax.adapt.study_run import CONTROL, Config, Ground, Notes
 
 BASE, LLM = "base", "base + LLM"
 WORDS, SENTENCES, ACOUSTIC, ALL = "words", "sentences", "acoustic", "all"
+COPY, CHECKED, BOTH = "copy", "checked", "acoustic and words"
 _CONTROL_TAG = ", other's"
 _PAIRS = (
     (WORDS, BASE),
     (ACOUSTIC, BASE),
+    (COPY, BASE),
+    (CHECKED, BASE),
+    (BOTH, BASE),
+    (BOTH, ACOUSTIC),
     (LLM, BASE),
     (SENTENCES, BASE),
     (SENTENCES, LLM),
     (ALL, BASE),
     (ALL, LLM),
-    *((name, name + _CONTROL_TAG) for name in (WORDS, ACOUSTIC, SENTENCES, ALL)),
+    (ALL, SENTENCES),
+    *((name, name + _CONTROL_TAG) for name in (WORDS, ACOUSTIC, COPY, BOTH, SENTENCES, ALL)),
+)
+
+_BANDS = (
+    (ALL, BASE),
+    (ALL, LLM),
+    (SENTENCES, LLM),
+    (ACOUSTIC, BASE),
+    (CHECKED, BASE),
+    (ACOUSTIC, ACOUSTIC + _CONTROL_TAG),
 )
 
 
@@ -81,6 +98,7 @@ class _Test:
         notes: the study's file.
         errors: word errors of every system so far, [J, tests] over users, folds and seeds.
         heard: what the lists of texts are made from, by system.
+        copies: adapted, '' of the users' own and those of the control.
     """
 
     ground: Ground
@@ -89,6 +107,7 @@ class _Test:
     notes: Notes
     errors: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     heard: dict[str, fit.Heard] = dataclasses.field(default_factory=dict)
+    copies: dict[str, study.Outcome] = dataclasses.field(default_factory=dict)
 
     def plan(self, shift: int = 0, seeds: Sequence[int] | None = None, **kw) -> crew_lib.Plan:
         """Jobs of all users, folds and seeds (default: all)."""
@@ -130,7 +149,8 @@ def run(
         for tag, shift in (("", 0), (_CONTROL_TAG, CONTROL)):
             notes.part(name + tag, lambda f=stage, s=shift, t=tag: f(test, s, t))
             notes.part("scores", score)
-    notes.part("curve", lambda: _curve(test))
+    notes.part("checked", lambda: _checked(test))
+    notes.part("scores", score)
     for size in config.sizes:
         notes.part(f"{size} utterances", lambda n=size: _by_size(test, n))
     return notes.entries
@@ -141,7 +161,7 @@ def write_scores(notes: Notes, found: study_scores.Table) -> None:
     notes.write("wer", {name: study_scores.wer(found, name) for name in found.errors})
     pairs = [(a, b) for a, b in _PAIRS if a in found.errors and b in found.errors]
     notes.write("reductions", {f"{a} | {b}": study_scores.reduction(found, a, b) for a, b in pairs})
-    for after, before in ((ALL, BASE), (ALL, LLM), (SENTENCES, LLM), (ACOUSTIC, BASE)):
+    for after, before in _BANDS:
         if after in found.errors and before in found.errors:
             notes.write(f"bands, {after} | {before}", study_scores.by_band(found, after, before))
             notes.write(
@@ -161,13 +181,44 @@ def _greedy(test: _Test, shift: int, tag: str) -> None:
     test.heard[SENTENCES + tag] = with_words
     test.errors[WORDS + tag] = test.for_all_seeds(lab.errors(once, with_words))
     if test.choice.point:
-        seeds = test.config.seeds[:1] if shift else test.config.seeds
-        copies = _copies(test, shift, seeds)
-        errors = copies.errors_CJN[-1]
-        test.errors[ACOUSTIC + tag] = test.for_all_seeds(errors) if shift else errors
-        if lab.crew.base.llm is not None:  # read further with the first seed's, which stand first
-            first = copies.rows(np.arange(0, errors.shape[0], len(seeds)))
-            test.heard[ALL + tag] = lab.hear(once, first, prior)
+        _adapted(test, shift, tag)
+
+
+def _adapted(test: _Test, shift: int, tag: str) -> None:
+    """Greedy readings of copies that learnt from all utterances, and what is read further of them."""
+    lab, point, once = test.ground.lab, test.choice.point, test.once(shift)
+    assert point is not None
+    plan, count = test.plan(shift, validate=False), len(test.config.seeds)
+    copies = lab.run(point, [point], plan)
+    row = study.describe(lab, point, plan, copies)
+    test.notes.write(f"acoustic by checkpoint{tag or ', own'}", row)
+    test.errors[COPY + tag] = copies.errors_CJN[-1]
+    mean = lab.mean_of_seeds(once, copies) if point.copies > 1 else None
+    test.copies[tag] = mean or copies
+    test.errors[ACOUSTIC + tag] = (
+        test.for_all_seeds(mean.errors_CJN[-1]) if mean else copies.errors_CJN[-1]
+    )
+    # One copy a user is read further: the mean, or that of the first seed.
+    heard = lab.hear(once, mean or copies.of_seed(0, count), test.choice.prior)
+    test.heard[ALL + tag] = heard
+    test.errors[BOTH + tag] = test.for_all_seeds(lab.errors(once, heard))
+
+
+def _checked(test: _Test) -> None:
+    """With the base wherever a copy of the first seed that leaves validation out got worse by it."""
+    lab, point = test.ground.lab, test.choice.point
+    if point is None or "" not in test.copies:
+        return
+    deciding = lab.run(point, [point], test.once())
+    row = study.describe(lab, point, test.once(), deciding)
+    test.notes.write("validated copies", row)
+    copies, seeds = test.copies[""], len(test.config.seeds)
+    if point.copies > 1:
+        errors = test.for_all_seeds(copies.guarded(deciding, point.tolerance).errors_CJN[-1])
+    else:
+        each = deciding.rows(np.repeat(np.arange(len(test.once())), seeds))
+        errors = copies.guarded(each, point.tolerance).errors_CJN[-1]
+    test.errors[CHECKED] = errors
 
 
 def _read(test: _Test, shift: int, tag: str) -> None:
@@ -195,29 +246,6 @@ def _judged(test: _Test, plan: crew_lib.Plan, heard: fit.Heard, lines, weights) 
     best = study_reading.n_best(ground.lab.crew, plan, heard, count, ground.grams)
     said = study_reading.judge(ground.lab.crew, plan, {"": best}, lines)[""]
     return study_reading.errors_at(best, said, weights)
-
-
-def _copies(test: _Test, shift: int, seeds: Sequence[int]) -> study.Outcome:
-    """Adapted copies: trained on all utterances, kept where one without the validation ones did not get worse."""
-    lab, point = test.ground.lab, test.choice.point
-    assert point is not None
-    kept_back, whole = (
-        lab.run(point, [point], test.plan(shift, seeds, validate=validate))
-        for validate in (True, False)
-    )
-    return whole.guarded(kept_back, point.tolerance)
-
-
-def _curve(test: _Test) -> None:
-    """WER after every checkpoint, learning from all utterances without a check; first seed, and the control."""
-    if test.choice.point is None:
-        return
-    point = dataclasses.replace(test.choice.point, checkpoint=0)
-    for name, shift in (("own", 0), ("another's", CONTROL)):
-        plan = test.plan(shift, test.config.seeds[:1], validate=False)
-        ran = test.ground.lab.run(point, [point], plan)
-        row = study.describe(test.ground.lab, point, plan, ran)
-        test.notes.write(f"acoustic by checkpoint, {name}", row)
 
 
 def _by_size(test: _Test, size: int) -> None:
