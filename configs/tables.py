@@ -89,16 +89,18 @@ def _users(base):
     """Personalisation: the first phase in parts, the test speakers with what they chose, `embedlink` beside."""
     study = "personalize_study --workdir={out}/users/"
     grams = f"--ngram_texts={_PUBLISHED}/sentences.txt"
+    encoder = "encoder_low_rank,encoder_both_low_rank,encoder_low_rank_16,encoder_norms"
+    halves = "--dtype=bfloat16 --jobs_at_once=24"
     parts = {
         "projector": f"norms,speaker_vector,frames_affine,last_layer,whole {grams}",
-        "encoder": "encoder_norms,encoder_low_rank --nollm",
+        "encoder": f"{encoder} --nollm --steps_per_checkpoint=12 {halves}",
         "low_rank": "low_rank --nollm --noencoder",
     }
     for part, methods in parts.items():
-        command = f"{study}{part} --dev_base={base} --methods={methods} --budget_s=120"
+        command = f"{study}{part} --dev_base={base} --methods={methods} --budget_s=240"
         yield _job(f"users_{part}", command, 36, 4, "features")
     chosen = ",".join(f"{{out}}/users/{part}" for part in parts)
-    test = f"{study}test --base={base} --chosen={chosen} {grams} --num_best=16"
+    test = f"{study}test --base={base} --chosen={chosen} {grams} --num_best=16 {halves}"
     yield _job("users_test", test, 50, 4, *(f"users_{part}" for part in parts))
     bridge = {"positions": "none", "num_tokens": 16, "pooling": "window", "pool_stride": 8}
     keys = [f"--config.projector.bridgeformer.{key}={value}" for key, value in bridge.items()]

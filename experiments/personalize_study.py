@@ -31,10 +31,6 @@ _JOBS = flags.DEFINE_integer(
 )
 _STEPS = flags.DEFINE_integer("steps_per_checkpoint", 8, "Updates between two of 5 checkpoints.")
 _FOLDS = flags.DEFINE_integer("folds", 3, "Folds of six test utterances each.")
-_ENCODER_FOLDS = flags.DEFINE_integer(
-    "encoder_folds", 1, "Of these, for the choice of methods that reach into the encoder."
-)
-_FINALISTS = flags.DEFINE_integer("finalists", 2, "Methods that are compared with their control.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Seeds on the test users.")
 _AUDIO = flags.DEFINE_bool("encoder", True, "Also methods that reach into the encoder.")
 _LLM = flags.DEFINE_bool("llm", True, "Also read with the LLM's help.")
@@ -66,9 +62,7 @@ def main(argv):
     config = study_run.Config(
         budget_s=_BUDGET_S.value,
         folds=tuple(range(_FOLDS.value)),
-        encoder_folds=tuple(range(_ENCODER_FOLDS.value)),
         seeds=tuple(range(_SEEDS.value)),
-        finalists=_FINALISTS.value,
         dtype=_DTYPE.value,
         max_users=_USERS.value,
         num_best=_NUM_BEST.value,
@@ -76,19 +70,18 @@ def main(argv):
     )
     cache_dir, folder = _main.CACHE_DIR.value, Path(_WORKDIR.value)
 
-    def ground(workdir, role, wanted):
-        base = Aligner.load(workdir, cache_dir, need_llm=_LLM.value)
+    def ground(workdir, role, wanted, sizes):
+        base = _main.with_local_data(Aligner.load(workdir, cache_dir, need_llm=_LLM.value))
         reaches = any(p.method.needs_encoder for p in wanted)
-        base = _main.with_local_data(base)
         return study_run.prepare(base, cache_dir, role, config, sizes, reaches)
 
     if _DEV.value:
-        study_choose.run(ground(_DEV.value, "validation", points), points, config, folder)
+        study_choose.run(ground(_DEV.value, "validation", points, sizes), points, config, folder)
     if _BASE.value:
         chosen = study_choose.join(_CHOSEN.value or [folder])
-        choice = study_final.Choice.of(chosen, points)
+        sizes, choice = study_choose.sizes(chosen, sizes), study_final.Choice.of(chosen, points)
         wanted = [choice.point] if choice.point else []
-        study_final.run(ground(_BASE.value, "test", wanted), choice, config, folder)
+        study_final.run(ground(_BASE.value, "test", wanted, sizes), choice, config, folder)
     print(study_report.write(folder))
 
 

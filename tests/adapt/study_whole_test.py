@@ -7,7 +7,15 @@ import pytest
 
 from configs import personalize as configs
 from tests import tiny_world
-from tiny_align_jax.adapt import fit, study, study_choose, study_final, study_report, study_run
+from tiny_align_jax.adapt import (
+    crew,
+    fit,
+    study,
+    study_choose,
+    study_final,
+    study_report,
+    study_run,
+)
 from tiny_align_jax.aligner import Aligner
 
 NAMES = ("encoder_low_rank", "encoder_norms", "norms")
@@ -51,9 +59,10 @@ def test_a_method_is_chosen_with_its_checkpoint_and_tolerance(ground, points, tm
         assert len(row["by_job"]["errors"]) == 2 and len(row["by_job"]["valid_loss"][0]) == 3
     assert chosen["acoustic"] is None or chosen["acoustic"]["gain"] < 0
     # Random weights gain nothing, so that no method comes this far by itself.
+    plans = (crew.plan(ground.lab.crew, folds=(0,), seeds=(0,), control=c) for c in (0, 1))
     phase = study_choose.Phase(
-        ground, config, study_run.Notes(tmp_path, "final"), None, None, 1, {"acoustic": None}
-    )  # type: ignore[arg-type]
+        ground, config, study_run.Notes(tmp_path, "final"), *plans, 60, {"acoustic": None}
+    )
     study_choose._final(phase, dataclasses.replace(points[0], checkpoint=1), points)
     (row,) = phase.notes.entries["finalists"]
     assert len(row["checked"]) == 2 * len(study_choose.TOLERANCES)
@@ -64,6 +73,7 @@ def test_a_method_is_chosen_with_its_checkpoint_and_tolerance(ground, points, tm
 def test_test_users_are_scored_with_all_seeds_and_a_control(ground, points, tmp_path):
     acoustic = {"name": "encoder_low_rank", "learning_rate": 1e-2, "checkpoint": 1}
     acoustic |= {"replay_weight": 0.5, "decay": 0.0, "tolerance": 9.0, "copies": 2, "gain": -0.1}
+    acoustic |= {study_choose.STEPS: 1}
     contexts = [
         c + w for c in (study_choose.EVERYBODYS, study_choose.RELATED) for w in ("", ", words")
     ]
@@ -71,6 +81,10 @@ def test_test_users_are_scored_with_all_seeds_and_a_control(ground, points, tmp_
     chosen = {"prior": 1.0, "weights": weights, "acoustic": acoustic}
     config = study_run.Config(folds=(0, 1), seeds=(0, 1), num_best=2, sizes=(2,))
     choice = study_final.Choice.of(chosen, points)
+    assert study_choose.sizes(chosen, SIZES) == SIZES
+    assert (
+        study_choose.sizes({"acoustic": {study_choose.STEPS: 7}}, SIZES).steps_per_checkpoint == 7
+    )
     notes = study_final.run(ground, choice, config, tmp_path)
     assert "failed" not in notes and notes["users"]["jobs"] == 8
     systems = {"words", "sentences", "acoustic", "copy", "acoustic and words", "all"}

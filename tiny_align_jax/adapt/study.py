@@ -92,8 +92,8 @@ class Outcome:
     def guarded(self, deciding: "Outcome", tolerance: float = 0.0) -> "Outcome":
         """With the base instead of every copy whose validation loss did not fall in `deciding`.
 
-        With a tolerance: that rose by a larger share. Three utterances say little of one user: on simulated
-        users their loss hardly goes with the word errors of others (correlation 0.1 to 0.2).
+        With a tolerance: that rose by a larger share. Three utterances say little of one user: their loss hardly
+        goes with the word errors of others (docs/personalization.md).
         """
         loss_JC = deciding.valid_loss_JC
         keep_J = loss_JC[:, -1] < loss_JC[:, 0] * (1 + tolerance)
@@ -281,25 +281,32 @@ def shared_method(method: delta_lib.Method, all_methods: Sequence[delta_lib.Meth
 
 
 def describe(lab: Lab, point: Point, plan: Plan, outcome: Outcome) -> dict[str, Any]:
-    """A point's row: WER by checkpoint, with early stopping, how often the base was kept, and every job's figures."""
+    """A point's row: WER by checkpoint and every job's figures; validated jobs also tell how they would stop."""
     words = study_scores.words_of(lab.references(plan)).sum()
-    return {
+    row = {
         "point": str(point),
         "jobs": len(plan),
         "steps": outcome.spec.config.steps_per_checkpoint,
         "wer_by_checkpoint": [round(float(e.sum() / words), 5) for e in outcome.errors_CJN],
-        "wer_early_stop": round(float(outcome.stopped().sum() / words), 5),
-        "valid_loss_by_checkpoint": outcome.valid_loss_JC.mean(0).round(4).tolist(),
-        "base_kept": round(float((np.argmin(outcome.valid_loss_JC, axis=1) == 0).mean()), 3),
         "seconds": round(outcome.seconds, 2),
         "by_job": by_job(outcome),
     }
+    if np.isfinite(outcome.valid_loss_JC).all():
+        best_J = np.argmin(outcome.valid_loss_JC, axis=1)
+        row |= {
+            "wer_early_stop": round(float(outcome.stopped().sum() / words), 5),
+            "valid_loss_by_checkpoint": outcome.valid_loss_JC.mean(0).round(4).tolist(),
+            "base_kept": round(float((best_J == 0).mean()), 3),
+        }
+    return row
 
 
 def by_job(outcome: Outcome) -> dict[str, list[Any]]:
-    """Word errors and validation loss of every job at every checkpoint: what a rule to stop by is tried on."""
-    errors_JC = outcome.errors_CJN.sum(-1).T
-    return {"errors": errors_JC.tolist(), "valid_loss": outcome.valid_loss_JC.round(4).tolist()}
+    """Word errors and validation losses of every job by checkpoint: what a rule to stop by is tried on."""
+    found = {"errors": outcome.errors_CJN.sum(-1).T.tolist()}
+    if np.isfinite(outcome.valid_loss_JC).all():
+        found["valid_loss"] = outcome.valid_loss_JC.round(4).tolist()
+    return found
 
 
 def points_of(methods: Mapping[str, Mapping[str, Any]], factors: Sequence[float]) -> list[Point]:

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ FILE = "chosen.json"
 EVERYBODYS, OWN, RELATED, OTHERS = "everybody's", "own", "own and related", "other's and related"
 _PRIOR_WEIGHTS = (0.25, 0.5, 0.75, 1.0)
 TOLERANCES = (0.0, 0.1, 0.2, 0.5)
+STEPS = "steps_per_checkpoint"  # of what was chosen
 _COPIES = 3  # whose mean is tried
 
 
@@ -94,6 +95,12 @@ def join(folders: Sequence[str | os.PathLike]) -> dict[str, Any]:
     return {**found[0], "acoustic": best}
 
 
+def sizes(chosen: Mapping[str, Any], given: fit.Config) -> fit.Config:
+    """Sizes of runs with the steps that the method was chosen with."""
+    steps = (chosen["acoustic"] or {}).get(STEPS, given.steps_per_checkpoint)
+    return dataclasses.replace(given, steps_per_checkpoint=steps)
+
+
 def _prior(phase: Phase) -> None:
     """Weight of the word prior in greedy reading."""
     lab, found = phase.ground.lab, {}
@@ -148,18 +155,12 @@ def _tune(phase: Phase, heard: fit.Heard, tag: str) -> None:
 def _acoustics(phase: Phase, points: Sequence[study.Point]) -> None:
     """All points in order until the time is up; the best methods against their controls."""
     began_s, best = time.monotonic(), {}
-    plans = {
-        reaches: crew_lib.plan(phase.ground.lab.crew, folds=folds, seeds=(0,))
-        for reaches, folds in ((False, phase.config.folds), (True, phase.config.encoder_folds))
-    }
     for point in points:
         if time.monotonic() - began_s > phase.config.budget_s:
             logging.warning("out of time before %s", point)
             phase.notes.append("points", {"point": str(point), "skipped": "out of time"})
             continue
-        row = phase.notes.part(
-            str(point), lambda p=point: _point(phase, p, points, plans[p.method.needs_encoder])
-        )
+        row = phase.notes.part(str(point), lambda p=point: _point(phase, p, points))
         if row and row["gain"] < best.get(point.name, (0, 0.0))[1]:
             stop = dataclasses.replace(point, checkpoint=row["checkpoint"])
             best[point.name] = (stop, row["gain"])
@@ -168,9 +169,9 @@ def _acoustics(phase: Phase, points: Sequence[study.Point]) -> None:
         phase.notes.part(f"final {point}", lambda p=point: _final(phase, p, points))
 
 
-def _point(phase: Phase, point: study.Point, points, plan: crew_lib.Plan) -> dict[str, Any]:
+def _point(phase: Phase, point: study.Point, points) -> dict[str, Any]:
     lab = phase.ground.lab
-    row = study.describe(lab, point, plan, lab.run(point, points, plan))
+    row = study.describe(lab, point, phase.own, lab.run(point, points, phase.own))
     # To the end: a copy stopped on its way has not had its rate lowered, and the best of five looks is luck. What
     # stood out after 12 steps of 1e-3 (0.291 for 0.319) was 0.315 when it learnt from three utterances more.
     curve = row["wer_by_checkpoint"]
@@ -182,19 +183,14 @@ def _point(phase: Phase, point: study.Point, points, plan: crew_lib.Plan) -> dic
 
 def _final(phase: Phase, point: study.Point, points) -> None:
     """A method's best point: its control, trained on the validation utterances as well, and the mean of copies."""
-    lab, config = phase.ground.lab, phase.config
-    folds = config.encoder_folds if point.method.needs_encoder else config.folds
-    own, control, once, whole = (
-        crew_lib.plan(lab.crew, folds=folds, seeds=seeds, control=shift, validate=validate)
-        for seeds, shift, validate in (
-            ((0,), 0, True),
-            ((0,), CONTROL, True),
-            ((0,), 0, False),
-            (range(_COPIES), 0, False),
-        )
+    lab, words = phase.ground.lab, phase.num_words
+    once, whole = (
+        crew_lib.plan(lab.crew, folds=phase.config.folds, seeds=seeds, validate=False)
+        for seeds in ((0,), range(_COPIES))
     )
-    words = study_scores.words_of(lab.references(own)).sum()
-    kept_back, others, copies = (lab.run(point, points, plan) for plan in (own, control, whole))
+    kept_back, others, copies = (
+        lab.run(point, points, plan) for plan in (phase.own, phase.other, whole)
+    )
     by_copies = {
         1: [copies.of_seed(i, _COPIES) for i in range(_COPIES)],
         _COPIES: [lab.mean_of_seeds(once, copies)],
@@ -229,5 +225,9 @@ def _final(phase: Phase, point: study.Point, points) -> None:
     gain = float(checked[count, tolerance] - row["base"])
     if gain < min(0.0, (phase.chosen["acoustic"] or {}).get("gain", 0.0)):
         kept = ("name", "learning_rate", "replay_weight", "decay", "checkpoint")
-        how = {**{k: getattr(point, k) for k in kept}, "tolerance": tolerance, "copies": count}
-        phase.chosen["acoustic"] = {**how, "gain": gain}
+        how = {
+            "tolerance": tolerance,
+            "copies": count,
+            STEPS: kept_back.spec.config.steps_per_checkpoint,
+        }
+        phase.chosen["acoustic"] = {**{k: getattr(point, k) for k in kept}, **how, "gain": gain}

@@ -6,7 +6,7 @@ Systems, but for 'checked' every one also as the control, which learns from anot
     words                the user's word prior
     sentences            n-best texts of the base, judged behind the user's own sentences
     acoustic             the adapted copy, or the mean of several, greedy; nothing checked
-    copy                 each of these alone
+    copy                 each of several alone
     checked              the same with the base where its validation speaks against it
     acoustic and words   with the word prior
     all                  as 'sentences', with texts of 'acoustic and words'
@@ -22,7 +22,7 @@ import numpy as np
 
 from tiny_align_jax.adapt import crew as crew_lib
 from tiny_align_jax.adapt import fit, study, study_reading, study_scores, word_prior
-from tiny_align_jax.adapt.study_choose import EVERYBODYS, RELATED
+from tiny_align_jax.adapt.study_choose import EVERYBODYS, RELATED, STEPS
 from tiny_align_jax.adapt.study_run import CONTROL, Config, Ground, Notes
 
 BASE, LLM = "base", "base + LLM"
@@ -75,7 +75,7 @@ class Choice:
         found = chosen["acoustic"]
         point = None
         if found:
-            values = {k: v for k, v in found.items() if k not in ("name", "gain")}
+            values = {k: v for k, v in found.items() if k not in ("name", "gain", STEPS)}
             method = next(p.method for p in points if p.name == found["name"])
             point = study.Point(found["name"], method, **values)
         prior = word_prior.Config(weight=chosen["prior"]) if chosen["prior"] else None
@@ -192,14 +192,15 @@ def _adapted(test: _Test, shift: int, tag: str) -> None:
     copies = lab.run(point, [point], plan)
     row = study.describe(lab, point, plan, copies)
     test.notes.write(f"acoustic by checkpoint{tag or ', own'}", row)
-    test.errors[COPY + tag] = copies.errors_CJN[-1]
-    mean = lab.mean_of_seeds(once, copies) if point.copies > 1 else None
-    test.copies[tag] = mean or copies
-    test.errors[ACOUSTIC + tag] = (
-        test.for_all_seeds(mean.errors_CJN[-1]) if mean else copies.errors_CJN[-1]
-    )
-    # One copy a user is read further: the mean, or that of the first seed.
-    heard = lab.hear(once, mean or copies.of_seed(0, count), test.choice.prior)
+    if point.copies > 1:
+        test.errors[COPY + tag] = copies.errors_CJN[-1]
+        used = one = lab.mean_of_seeds(once, copies)
+        test.errors[ACOUSTIC + tag] = test.for_all_seeds(one.errors_CJN[-1])
+    else:
+        used, one = copies, copies.of_seed(0, count)
+        test.errors[ACOUSTIC + tag] = copies.errors_CJN[-1]
+    test.copies[tag] = used
+    heard = lab.hear(once, one, test.choice.prior)  # one copy a user is read further
     test.heard[ALL + tag] = heard
     test.errors[BOTH + tag] = test.for_all_seeds(lab.errors(once, heard))
 

@@ -12,6 +12,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from tiny_align_jax.adapt import study_scores
 from tiny_align_jax.adapt.study_run import FILE
 from tiny_align_jax.data.splits import AGE_BANDS, age_band
 
@@ -29,7 +30,7 @@ def write(folder: str | os.PathLike) -> str:
     lines = []
     for phase, title, tables, drawings in (
         ("choose", "Simulated users", _chosen_tables, (curves,)),
-        ("test", "Test users", _test_tables, (slopes, bands, sizes)),
+        ("test", "Test users", _test_tables, (slopes, bands, sizes, updates)),
     ):
         if phase in found:
             lines += [f"## {title}", "", *tables(found[phase]), ""]
@@ -98,13 +99,15 @@ def bands(test: Mapping[str, Any]):
     figure, axis = plt.subplots(figsize=(8.0, 3.8))
     for i, key in enumerate(keys):
         rows = test[key]
-        x = np.arange(len(rows)) + 0.18 * (i - (len(keys) - 1) / 2)
+        x = np.arange(len(rows)) + 0.8 / len(keys) * (i - (len(keys) - 1) / 2)
         values = np.array(
             [[r["pooled"][k] for k in ("value", "low", "high")] for r in rows.values()]
         )
         error = np.abs(values[:, 1:].T - values[:, 0])
         axis.errorbar(x, values[:, 0], error, fmt="o", capsize=3, label=key.removeprefix("bands, "))
         axis.set_xticks(range(len(rows)), list(rows))
+    for edge in np.arange(len(rows) - 1) + 0.5:
+        axis.axvline(edge, color="lightgray", lw=0.8)
     axis.axhline(0, color="black", lw=0.8)
     axis.set_ylabel("relative reduction of WER")
     beside = {"loc": "center left", "bbox_to_anchor": (1.0, 0.5)}
@@ -134,6 +137,30 @@ def sizes(test: Mapping[str, Any]):
     return figure
 
 
+def updates(test: Mapping[str, Any]):
+    """What adapted copies hear against the updates made, less the base, with the control."""
+    keys = {"own": "acoustic by checkpoint, own", "another's": "acoustic by checkpoint, other's"}
+    if not set(keys.values()) <= set(test):
+        return None
+    words_U = np.array(test["words by speaker"])
+    ages = np.array([age_band(age) for age in test["users"]["ages"]])
+    figure, axis = plt.subplots(figsize=(6, 3.8))
+    for i, (name, key) in enumerate(keys.items()):
+        errors_JC = np.array(test[key]["by_job"]["errors"])
+        errors_UC = errors_JC.reshape(len(words_U), -1, errors_JC.shape[1]).sum(1)
+        by_step = {str(c): column for c, column in enumerate(errors_UC.T)}
+        table = study_scores.Table(words_U, ages, by_step, {})
+        found = [study_scores.reduction(table, step, "0")["wer"] for step in by_step]
+        value, low, high = (np.array([f[k] for f in found]) for k in ("value", "low", "high"))
+        x = np.arange(len(value)) * test[key]["steps"] + 0.4 * i  # side by side
+        axis.errorbar(x, value, [value - low, high - value], marker="o", capsize=3, label=name)
+    axis.axhline(0, color="black", lw=0.8)
+    axis.set(xlabel="updates", ylabel="WER minus the base's, paired; bars: 95 %")
+    axis.legend(frameon=False, title="utterances learnt from")
+    axis.grid(alpha=0.3)
+    return figure
+
+
 def _chosen_tables(phase: Mapping[str, Any]) -> list[str]:
     lines = [f"{phase['users']}, base WER {phase['base']:.4f}", ""]
     for name, row in phase.items():
@@ -152,7 +179,8 @@ def _chosen_tables(phase: Mapping[str, Any]) -> list[str]:
         lines.append(f"| {' | '.join(cells)} | {row['base_kept']} | {row['seconds']} |")
     lines.append("")
     for row in phase.get("finalists", []):
-        cells = [f"{k} {v:.4f}" for k, v in row.items() if isinstance(v, float)]
+        shown = {**row, **row.get("checked", {})}
+        cells = [f"{k} {v:.4f}" for k, v in shown.items() if isinstance(v, float)]
         lines.append(f"final: {row['point']} at checkpoint {row['checkpoint']}: {', '.join(cells)}")
     lines += [f"failed: {f}" for f in phase.get("failed", [])]
     return [*lines, f"chosen: {json.dumps(phase.get('chosen'))}", f"{phase['seconds']} s"]
