@@ -159,9 +159,12 @@ def test_a_new_process_neither_traces_nor_gets_anything_else(world, base, said, 
         programs.forget()
         jax.clear_caches()
         traced.clear()
+        personalize.read_ahead()  # as the command does before it loads the base
         deltas.append(_personalize(world, base, said["s1"], how).state.delta)
     assert not traced
     jax.tree.map(np.testing.assert_array_equal, *deltas)
+    if not ahead:
+        assert not programs._AHEAD
 
 
 def test_users_with_few_new_words_share_programs(base):

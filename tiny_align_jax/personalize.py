@@ -2,7 +2,8 @@
 
 The base is never touched. One copy leaves the validation utterances out and tells where to stop; then
 another learns from all of them up to that point, by the same program. Where no checkpoint
-beats the base on the validation utterances there is no second copy: the base is kept, and the result says so. The
+beats the base on the validation utterances there is no second copy: the base is kept, and the result says so. Where
+a recipe names a checkpoint that was best for others, validation only has a veto. The
 word prior, too, is left out if one made of the other utterances adds word errors to those held back.
 """
 

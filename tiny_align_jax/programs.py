@@ -98,7 +98,7 @@ class Kept:
     def load(self, path: Path) -> Callable[..., Any] | None:
         """The program of a file; None if there is no such file, or a damaged one."""
         exported = _read(path)
-        return exported and self._compiled(exported, exported.in_avals)
+        return self._compiled(exported) if exported else None
 
     def forget(self) -> None:
         """Lets go of the programs in memory."""
@@ -139,20 +139,19 @@ class Kept:
             return None
         path = self._path(folder, static, tree, shapes)
         ahead = _AHEAD.pop(path, None)
-        program = ahead.result() if ahead else None
-        exported = None if program else _read(path)
-        if not program and exported is None:
+        program = (ahead.result() if ahead else None) or self.load(path)
+        if program is None:
             flat = self._named(lambda *x: self._function(*static, *jax.tree.unflatten(tree, x)))
             exported = jax.export.export(flat, disabled_checks=_NO_CHECKS)(*shapes)
             _write(path, exported.serialize())
             # As the next process will have it, so that both find the same compiled program.
-            exported = _read(path) or exported
+            program = self.load(path) or self._compiled(exported)
         with contextlib.suppress(OSError):
             os.utime(path)  # the last used
-        return program or self._compiled(exported, shapes)
+        return program
 
-    def _compiled(self, exported: jax.export.Exported, shapes) -> Callable[..., Any]:
-        return self._named(exported.call).lower(*shapes).compile()
+    def _compiled(self, exported: jax.export.Exported) -> Callable[..., Any]:
+        return self._named(exported.call).lower(*exported.in_avals).compile()
 
     def _named(self, work: Callable[..., Any]) -> Any:
         """Jitted under the function's name, which profiles and logs show."""
