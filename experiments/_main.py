@@ -14,6 +14,7 @@ import os
 import pkgutil
 import sys
 import time
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,27 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
             print(f"\nerror: {error}", file=sys.stderr)
             sys.exit(2)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=_parse)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    """The flags; a key that a config lacks is named in one line, where ml_collections ends in a traceback."""
+    try:
+        return app.parse_flags_with_usage(list(argv))
+    except (AttributeError, KeyError) as error:
+        if any(f.name == "get_config" for f in traceback.extract_tb(error.__traceback__)):
+            raise  # a mistake in the config file itself: its lines help
+        inner = (
+            error.args[0] if error.args else error
+        )  # an AttributeError of a KeyError, or that alone
+        said = " ".join(str(inner.args[0] if isinstance(inner, KeyError) else inner).split())
+        given = [a for a in argv[1:] if a.startswith("--config.")]
+        named = [a for a in given if any(f"'{k}'" in said for k in a.partition("=")[0].split("."))]
+        print(
+            f"\nerror: the config has no such key: {' '.join(named or given)}: {said}",
+            file=sys.stderr,
+        )
+        sys.exit(2)
 
 
 class _WorkdirParser(flags.ArgumentParser):

@@ -1,7 +1,11 @@
 """What every experiment does before its work."""
 
 import os
+import subprocess
+import sys
 import time
+
+import pytest
 
 from experiments import _main
 
@@ -19,3 +23,17 @@ def test_a_program_without_its_time_stamp_is_removed(tmp_path):
     (tmp_path / "gone-cache").symlink_to(tmp_path / "nowhere")
     _main.mend_programs(tmp_path)
     _main.mend_programs(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("flag", "named"),
+    [("train.num_step=3", "num_steps"), ("projector.bridgeformer.dims=3", "dim")],
+)
+def test_a_key_that_the_config_lacks_ends_in_one_line(flag, named):
+    command = [sys.executable, "-m", "experiments.train", "--config=configs/so762.py"]
+    done = subprocess.run(
+        [*command, "--workdir=unused", f"--config.{flag}"], capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "Traceback" not in done.stderr
+    (line,) = [x for x in done.stderr.splitlines() if x.startswith("error: ")]
+    assert f"--config.{flag}: " in line and f'Did you mean "{named}"' in line
