@@ -1,6 +1,9 @@
 """Many users in one run: a user's copy does not depend on the others, learns, and knows only its rows."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,7 @@ import pytest
 
 from tests.train import tiny
 from tiny_align_jax.adapt import delta as delta_lib
-from tiny_align_jax.adapt import fit, material
+from tiny_align_jax.adapt import fit, material, spread
 from tiny_align_jax.aligner import Ear
 from tiny_align_jax.data import augment
 from tiny_align_jax.train import loop
@@ -89,6 +92,31 @@ def test_one_copy_after_the_other_is_as_both_at_once(base):
     )
 
 
+def test_two_devices_make_the_copies_of_one(base, tmp_path):
+    """Three copies: the second device has one to spare."""
+    there = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    saved = tmp_path / "two.npz"
+    subprocess.run([sys.executable, "-m", __name__, str(saved)], env=there, check=True)
+    two = np.load(saved)
+    assert two["devices"] == 2 and len(two["valid_loss_JC"]) == 3
+    for rows, jobs in (((A, B), [0, 1]), ((A, C), [0, 2])):
+        here = _run(base, rows)
+        np.testing.assert_allclose(two["valid_loss_JC"][jobs], here.valid_loss_JC, rtol=1e-4)
+        np.testing.assert_array_equal(two["readings_JCSA"][jobs], here.readings_JCSA)
+        for name, value in here.delta.items():
+            np.testing.assert_allclose(two[name][jobs], value, atol=1e-4)
+
+
+def _save_what_two_devices_make(path):
+    ear, params, frozen, corpus = make_base()
+    jobs, settings = make_jobs((A, B, C))
+    spec = fit.Spec(ear, METHOD, CONFIG)
+    trace = spread.run(spec, params, frozen, corpus, corpus, jobs, settings)
+    losses, readings = trace.valid_loss_JC, trace.readings_JCSA
+    arrays = {"valid_loss_JC": losses, "readings_JCSA": readings, **trace.delta}
+    np.savez(path, devices=len(jax.local_devices()), **arrays)
+
+
 def test_a_copy_does_not_depend_on_who_else_is_adapted(base):
     with_b, with_c = _run(base, (A, B)), _run(base, (A, C))
     np.testing.assert_array_equal(with_b.valid_loss_JC[0], with_c.valid_loss_JC[0])
@@ -133,3 +161,7 @@ def test_a_row_bias_hides_rows_from_the_users_that_have_it(base):
     free, hidden = (set(np.unique(x).tolist()) for x in trace.readings_JCSA)
     assert row in free and row not in hidden
     assert heard[0] == fit.NOTHING
+
+
+if __name__ == "__main__":
+    _save_what_two_devices_make(sys.argv[1])
