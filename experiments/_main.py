@@ -71,16 +71,13 @@ def _parse(argv: Sequence[str]) -> list[str]:
     except (AttributeError, KeyError) as error:
         if any(f.name == "get_config" for f in traceback.extract_tb(error.__traceback__)):
             raise  # a mistake in the config file itself: its lines help
-        inner = (
-            error.args[0] if error.args else error
-        )  # an AttributeError of a KeyError, or that alone
+        # An AttributeError of a KeyError, or that alone.
+        inner = error.args[0] if error.args else error
         said = " ".join(str(inner.args[0] if isinstance(inner, KeyError) else inner).split())
         given = [a for a in argv[1:] if a.startswith("--config.")]
         named = [a for a in given if any(f"'{k}'" in said for k in a.partition("=")[0].split("."))]
-        print(
-            f"\nerror: the config has no such key: {' '.join(named or given)}: {said}",
-            file=sys.stderr,
-        )
+        where = " ".join(named or given)
+        print(f"\nerror: the config has no such key: {where}: {said}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -268,7 +268,8 @@ def _stop(config: Config, losses_C: np.ndarray) -> int:
     losses_C = np.nan_to_num(losses_C, nan=np.inf)
     if not config.checkpoint:
         return int(np.argmin(losses_C))
-    return config.checkpoint if losses_C[-1] < losses_C[0] * (1 + config.tolerance) else 0
+    most = losses_C[0] + config.tolerance * abs(losses_C[0])
+    return config.checkpoint if losses_C[-1] < most else 0
 
 
 def _program(

@@ -96,7 +96,7 @@ class Outcome:
         goes with the word errors of others (docs/personalization.md).
         """
         loss_JC = deciding.valid_loss_JC
-        keep_J = loss_JC[:, -1] < loss_JC[:, 0] * (1 + tolerance)
+        keep_J = loss_JC[:, -1] < loss_JC[:, 0] + tolerance * np.abs(loss_JC[:, 0])
         errors = np.where(keep_J[None, :, None], self.errors_CJN, self.errors_CJN[:1])
         delta = {
             name: value * keep_J.reshape(-1, *[1] * (value.ndim - 1)).astype(np.float32)
