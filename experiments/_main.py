@@ -15,7 +15,7 @@ import pkgutil
 import sys
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,17 +64,29 @@ def run(main: Callable[[Sequence[str]], None]) -> None:
     app.run(guarded, flags_parser=_parse)
 
 
+def define_config(name: str, default: str | None, what: str) -> Any:
+    """A flag for a config file and its keys."""
+    with _unknown_keys_named():  # a flag with a default reads the command line as it is defined
+        return config_flags.DEFINE_config_file(name, default, what)
+
+
 def _parse(argv: Sequence[str]) -> list[str]:
-    """The flags; a key that a config lacks is named in one line, where ml_collections ends in a traceback."""
-    try:
+    with _unknown_keys_named():
         return app.parse_flags_with_usage(list(argv))
+
+
+@contextlib.contextmanager
+def _unknown_keys_named() -> Iterator[None]:
+    """Ends in one line where a config lacks a key of the command line; ml_collections does in a traceback."""
+    try:
+        yield
     except (AttributeError, KeyError) as error:
         if any(f.name == "get_config" for f in traceback.extract_tb(error.__traceback__)):
             raise  # a mistake in the config file itself: its lines help
         # An AttributeError of a KeyError, or that alone.
         inner = error.args[0] if error.args else error
         said = " ".join(str(inner.args[0] if isinstance(inner, KeyError) else inner).split())
-        given = [a for a in argv[1:] if a.startswith("--config.")]
+        given = [a for a in sys.argv[1:] if "." in a.partition("=")[0]]
         named = [a for a in given if any(f"'{k}'" in said for k in a.partition("=")[0].split("."))]
         where = " ".join(named or given)
         print(f"\nerror: the config has no such key: {where}: {said}", file=sys.stderr)

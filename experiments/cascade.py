@@ -12,11 +12,10 @@ compared utterance by utterance. Interrupted, the same command goes on where it 
 import os
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import _main
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, e.g. configs/so762.py.")
+_CONFIG = _main.define_config("config", None, "Experiment, e.g. configs/so762.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for transcripts and scores.")
 _SPLIT = flags.DEFINE_enum("split", "test", ["test", "validation", "train"], "What to score.")
 _LIMIT = flags.DEFINE_integer("limit", 0, "Only so many utterances, drawn by seed; 0: all.")

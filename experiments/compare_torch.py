@@ -15,11 +15,10 @@ import json
 import os
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import _main
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, e.g. configs/so762.py.")
+_CONFIG = _main.define_config("config", None, "Experiment, e.g. configs/so762.py.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of both runs and the comparison.")
 _MODES = flags.DEFINE_list(
     "torch_modes",

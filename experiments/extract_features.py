@@ -7,11 +7,10 @@ reports speed and skipped recordings. Interrupted, the same command goes on wher
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import _main
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, e.g. configs/so762.py.")
+CONFIG = _main.define_config("config", None, "Experiment, e.g. configs/so762.py.")
 PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar.")
 flags.mark_flag_as_required("config")
 

@@ -14,12 +14,11 @@ import json
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import _main
 
 _BASE = _main.define_workdir("base", "Workdir or folder of a base projector.")
-_CONFIG = config_flags.DEFINE_config_file("config", "configs/personalize.py", "Method and numbers.")
+_CONFIG = _main.define_config("config", "configs/personalize.py", "Method and numbers.")
 _USER = flags.DEFINE_string("user", None, "Name of the state; default: the speaker.")
 _SPEAKER = flags.DEFINE_string("speaker", None, "Speaker of the base's own corpus, not trained on.")
 _MANIFEST = flags.DEFINE_string("manifest", None, "The user's recordings, one JSON object a line.")

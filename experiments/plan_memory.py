@@ -13,11 +13,10 @@ docs/edge.md.
 """
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import _main
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, e.g. configs/so762.py.")
+CONFIG = _main.define_config("config", None, "Experiment, e.g. configs/so762.py.")
 STAGES = flags.DEFINE_list(
     "stages", [], "Some of features, training, personalisation, reading, generation, evaluation."
 )

@@ -16,14 +16,11 @@ import sys
 from pathlib import Path
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import _main
 
-CONFIG = config_flags.DEFINE_config_file("config", "configs/assistant.py", "What to build.")
-_METHOD = config_flags.DEFINE_config_file(
-    "personalize", "configs/personalize.py", "How to personalise."
-)
+CONFIG = _main.define_config("config", "configs/assistant.py", "What to build.")
+_METHOD = _main.define_config("personalize", "configs/personalize.py", "How to personalise.")
 _WORKDIR = _main.define_workdir("workdir", "A finished run to take instead of building one.")
 _LLM = flags.DEFINE_string("llm", "float", "With --workdir: float, int8, int4 or gguf.")
 _ENCODER = flags.DEFINE_string("encoder", "float", "With --workdir: float or int8.")

@@ -27,7 +27,7 @@ from ml_collections import config_flags
 
 from experiments import _main
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment with sweep_NAME generators.")
+_CONFIG = _main.define_config("config", None, "Experiment with sweep_NAME generators.")
 _SWEEP = flags.DEFINE_list("sweep", None, "Axes, e.g. projector,seed; the last one varies fastest.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder for the points, one folder each.")
 _SCORE = flags.DEFINE_enum("score", "heard", ["none", "heard", "answer"], "What to score.")

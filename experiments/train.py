@@ -10,11 +10,10 @@ import json
 from pathlib import Path
 
 from absl import flags, logging
-from ml_collections import config_flags
 
 from experiments import _main
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment, e.g. configs/so762.py.")
+CONFIG = _main.define_config("config", None, "Experiment, e.g. configs/so762.py.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder for checkpoints, logs and the projector.")
 RESUME = flags.DEFINE_bool("resume", True, "Go on from the newest checkpoint in --workdir.")
 PROGRESS = flags.DEFINE_bool("progress", True, "Show progress bars.")

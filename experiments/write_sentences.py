@@ -12,11 +12,10 @@ the same command goes on where it was interrupted. Speak the file with
 import json
 
 from absl import flags
-from ml_collections import config_flags
 
 from experiments import _main
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Whose corpus and LLM, configs/so762.py.")
+_CONFIG = _main.define_config("config", None, "Whose corpus and LLM, configs/so762.py.")
 _OUT = flags.DEFINE_string("out", None, "Text file, one sentence a line.")
 _SET = flags.DEFINE_list("set", [], "Fields of write_sentences.Config, e.g. num_words=500,seed=1.")
 _PROGRESS = flags.DEFINE_bool("progress", True, "Show a progress bar.")

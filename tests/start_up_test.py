@@ -26,11 +26,15 @@ def test_a_program_without_its_time_stamp_is_removed(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flag", "named"),
-    [("train.num_step=3", "num_steps"), ("projector.bridgeformer.dims=3", "dim")],
+    ("program", "flag", "named"),
+    [
+        ("train --config=configs/so762.py", "train.num_step=3", "num_steps"),
+        ("personalize", "adapt.tolerence=1", "tolerance"),  # a flag with a default
+    ],
 )
-def test_a_key_that_the_config_lacks_ends_in_one_line(flag, named):
-    command = [sys.executable, "-m", "experiments.train", "--config=configs/so762.py"]
+def test_a_key_that_the_config_lacks_ends_in_one_line(program, flag, named):
+    name, *given = program.split()
+    command = [sys.executable, "-m", f"experiments.{name}", *given]
     done = subprocess.run(
         [*command, "--workdir=unused", f"--config.{flag}"], capture_output=True, text=True
     )
