@@ -20,7 +20,7 @@ from absl import logging
 from tiny_align_jax import aligner as aligner_lib
 from tiny_align_jax import heap, programs
 from tiny_align_jax.adapt import crew, fit, replay, user, word_prior
-from tiny_align_jax.adapt.recipe import Config, Recipe, make_spec
+from tiny_align_jax.adapt.recipe import Config, Recipe, make_spec, most_loss
 from tiny_align_jax.adapt.state import State
 from tiny_align_jax.aligner import Aligner
 from tiny_align_jax.data import vocabulary
@@ -268,7 +268,7 @@ def _stop(config: Config, losses_C: np.ndarray) -> int:
     losses_C = np.nan_to_num(losses_C, nan=np.inf)
     if not config.checkpoint:
         return int(np.argmin(losses_C))
-    most = losses_C[0] + config.tolerance * abs(losses_C[0])
+    most = most_loss(losses_C[0], config.tolerance)
     return config.checkpoint if losses_C[-1] < most else 0
 
 

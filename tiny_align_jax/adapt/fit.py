@@ -180,11 +180,18 @@ def run(
     count, together = len(jobs.rows_JS), min(spec.config.jobs_at_once, len(jobs.rows_JS))
     if together == 1:  # vmap of one would be traced twice: half a second of a user's wait
         return jax.lax.map(one, jobs)
-    # Whole groups only, the last one filled up: a group of another size would be another program.
-    index = jnp.minimum(jnp.arange(-(-count // together) * together), count - 1)
-    groups = jax.tree.map(lambda x: x[index].reshape(-1, together, *x.shape[1:]), jobs)
+    # Whole groups only: a group of another size would be another program.
+    whole = filled_up(jobs, together)
+    groups = jax.tree.map(lambda x: x.reshape(-1, together, *x.shape[1:]), whole)
     traces = jax.lax.map(jax.vmap(one), groups)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:])[:count], traces)
+
+
+def filled_up(jobs: Jobs, multiple: int) -> Jobs:
+    """As many jobs as a multiple of so many, the last one again where there are too few."""
+    count = len(jobs.rows_JS)
+    index = jnp.minimum(jnp.arange(-(-count // multiple) * multiple), count - 1)
+    return jax.tree.map(lambda x: jnp.asarray(x)[index], jobs)
 
 
 @flax.struct.dataclass

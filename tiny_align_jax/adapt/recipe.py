@@ -78,6 +78,11 @@ def of_sections(sections: Mapping[str, Any]) -> Recipe:
     return recipe
 
 
+def most_loss(base: Any, tolerance: float) -> Any:
+    """The validation loss, or losses, below which a copy is kept rather than the base."""
+    return base + tolerance * abs(base)
+
+
 def make_spec(
     base: Aligner, method: delta_lib.Method, config: fit.Config, dtype: Any = jnp.float32
 ) -> tuple[fit.Spec, dict[str, Any]]:

@@ -6,7 +6,6 @@ A job never looks at another's, so that nothing is sent while they run. One GPU,
 import functools
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from tiny_align_jax.adapt import fit
@@ -31,9 +30,7 @@ def run(
     if min(len(devices), count) == 1:
         return fit.run(spec, *shared, jobs, settings)
     mesh = Mesh(devices, ("jobs",))
-    # Every device has as many; the last job again where there are too few.
-    index = jnp.minimum(jnp.arange(-(-count // len(devices)) * len(devices)), count - 1)
-    jobs = jax.tree.map(lambda x: jnp.asarray(x)[index], jobs)
+    jobs = fit.filled_up(jobs, len(devices))  # every device has as many
     everywhere = jax.device_put((*shared, settings), NamedSharding(mesh, _SHARED))
     trace = _program(spec, mesh)(*everywhere, jax.device_put(jobs, NamedSharding(mesh, _JOBS)))
     return jax.tree.map(lambda x: x[:count], jax.device_get(trace))

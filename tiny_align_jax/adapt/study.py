@@ -96,7 +96,7 @@ class Outcome:
         goes with the word errors of others (docs/personalization.md).
         """
         loss_JC = deciding.valid_loss_JC
-        keep_J = loss_JC[:, -1] < loss_JC[:, 0] + tolerance * np.abs(loss_JC[:, 0])
+        keep_J = loss_JC[:, -1] < recipe.most_loss(loss_JC[:, 0], tolerance)
         errors = np.where(keep_J[None, :, None], self.errors_CJN, self.errors_CJN[:1])
         delta = {
             name: value * keep_J.reshape(-1, *[1] * (value.ndim - 1)).astype(np.float32)
@@ -291,7 +291,7 @@ def describe(lab: Lab, point: Point, plan: Plan, outcome: Outcome) -> dict[str, 
         "seconds": round(outcome.seconds, 2),
         "by_job": by_job(outcome),
     }
-    if np.isfinite(outcome.valid_loss_JC).all():
+    if "valid_loss" in row["by_job"]:
         best_J = np.argmin(outcome.valid_loss_JC, axis=1)
         row |= {
             "wer_early_stop": round(float(outcome.stopped().sum() / words), 5),
